@@ -1,0 +1,19 @@
+//! Warren: a WebSocket gateway that scales out behind RabbitMQ.
+//!
+//! ```text
+//!  browser ──frame──▶ session ─┐                        ┌▶ hub ▶ socket ▶ browser            (this node)
+//!  backend ──HTTP──▶  http ────┼─▶ router.accept(m) ────┤
+//!  backend ──AMQP──▶ ingress ──┘     asks directory     └▶ bus ▶ RabbitMQ ▶ another node ▶ hub ▶ socket
+//!                                          │
+//!                     settled ─────────────┘ ──▶ only now is the source acknowledged
+//! ```
+//!
+//! Modules in reading order. Imports go strictly down this list's layers: doors use the brain, the brain uses
+//! the places, everybody uses the words; `tests/it/tidy.rs` holds the code to it.
+
+// words
+pub mod error;
+pub mod ids;
+pub mod protocol;
+// places
+pub mod bus;

@@ -1,0 +1,2 @@
+//! The `warren` command.
+fn main() {}

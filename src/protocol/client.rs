@@ -1,0 +1,1 @@
+//! Frames from clients: warren.v1, one JSON object per text message.

@@ -1,0 +1,1 @@
+//! Frames to clients: warren.v1, encoded once and shared by every socket that gets them.
