@@ -1,8 +1,7 @@
-//! What is said on the wires: warren.v1 frames, RFC 6455 framing, node-to-node envelopes. Pure code, no I/O.
+//! What is said on the wires: warren.v1 frames and RFC 6455 framing. Pure code, no I/O.
 
 pub mod client;
 pub mod close;
-pub mod envelope;
 pub mod message;
 pub mod server;
 pub mod target;

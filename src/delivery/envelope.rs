@@ -1,0 +1,186 @@
+//! What nodes say to each other on the bus: message envelopes, receipts, questions and answers.
+//!
+//! The body of a message between nodes is the finished frame for the browser; what a node needs to route it
+//! stands in standard AMQP properties and one flat header, so that no node parses JSON on the way.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use smallvec::smallvec;
+
+use crate::bus::{Destination, Properties, Publish};
+use crate::ids::{IdError, MessageId, NodeId, SessionId, UserId};
+use crate::protocol::target::{Target, TargetError};
+
+/// AMQP `type` of what nodes send each other. Anything else on a node queue came from a backend.
+pub mod kind {
+    pub const MESSAGE: &str = "warren.message";
+    pub const RECEIPTS: &str = "warren.receipts";
+    pub const ASK: &str = "warren.ask";
+    pub const ANSWER: &str = "warren.answer";
+}
+
+const HEADER_TARGET: &str = "warren-to";
+
+/// A number by which an origin knows one attempt to deliver one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Tag(pub u64);
+
+/// Who awaits a receipt, and for what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    pub node: NodeId,
+    pub tag: Tag,
+}
+
+/// A message on its way between nodes.
+#[derive(Debug, Clone)]
+pub struct Envelope {
+    pub id: MessageId,
+    pub target: Target,
+    /// `None`: nobody awaits a receipt (broadcasts, at-most-once).
+    pub origin: Option<Origin>,
+    /// The `message` frame as JSON text.
+    pub frame: Bytes,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum EnvelopeError {
+    #[error("a message between nodes lacks {0}")]
+    Missing(&'static str),
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    #[error(transparent)]
+    Id(#[from] IdError),
+    #[error("not a number: {0}")]
+    Number(#[from] std::num::ParseIntError),
+    #[error("not what it should be: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+impl Envelope {
+    /// `ttl_ms`: what is left of the message's life; the broker drops it from a queue after that.
+    pub fn to_publish(&self, to: Destination, ttl_ms: Option<u64>, order_key: u64) -> Publish {
+        let properties = Properties {
+            message_id: Some(self.id.as_str().to_owned()),
+            kind: Some(kind::MESSAGE.to_owned()),
+            content_type: Some("application/json".to_owned()),
+            correlation_id: self.origin.as_ref().map(|origin| origin.tag.0.to_string()),
+            reply_to: self.origin.as_ref().map(|origin| origin.node.as_str().to_owned()),
+            expiration: ttl_ms.map(|ttl| ttl.to_string()),
+            persistent: Some(false),
+            headers: smallvec![(HEADER_TARGET.to_owned(), self.target.to_header())],
+            ..Properties::default()
+        };
+        Publish { to, properties, body: self.frame.clone(), order_key }
+    }
+
+    pub fn from_delivery(properties: &Properties, body: Bytes) -> Result<Self, EnvelopeError> {
+        let target = properties.header(HEADER_TARGET).ok_or(EnvelopeError::Missing("a target"))?;
+        let id = properties.message_id.as_deref().ok_or(EnvelopeError::Missing("a message id"))?;
+        Ok(Self {
+            id: MessageId::new(id)?,
+            target: Target::from_header(target)?,
+            origin: origin(properties)?,
+            frame: body,
+        })
+    }
+}
+
+/// Who is to be answered, for messages and asks.
+pub fn origin(properties: &Properties) -> Result<Option<Origin>, EnvelopeError> {
+    match (&properties.reply_to, &properties.correlation_id) {
+        (Some(node), Some(tag)) => Ok(Some(Origin { node: NodeId::new(node)?, tag: Tag(tag.parse()?) })),
+        _ => Ok(None),
+    }
+}
+
+/// One target node's answers to one origin: for each attempt, how many sessions took the message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipts {
+    pub from: NodeId,
+    pub receipts: Vec<(Tag, u32)>,
+}
+
+/// A question to nodes about the sessions they hold, or an order to close them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ask {
+    SessionsOf(UserId),
+    DisconnectUser(UserId),
+    /// A session's id as text: only the node that is asked needs to understand it.
+    DisconnectSession(String),
+}
+
+/// One session as `GET /v1/users/{id}` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionInfo {
+    pub session: String,
+    pub node: NodeId,
+    /// Milliseconds since the Unix epoch.
+    pub since_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    pub from: NodeId,
+    /// The sessions that the question was about.
+    pub sessions: Vec<SessionInfo>,
+}
+
+fn json_publish(to: NodeId, kind: &str, body: &impl Serialize, origin: Option<&Origin>) -> Publish {
+    let properties = Properties {
+        kind: Some(kind.to_owned()),
+        content_type: Some("application/json".to_owned()),
+        correlation_id: origin.map(|origin| origin.tag.0.to_string()),
+        reply_to: origin.map(|origin| origin.node.as_str().to_owned()),
+        persistent: Some(false),
+        ..Properties::default()
+    };
+    // Plain structs of strings and numbers cannot fail to serialize.
+    let body = serde_json::to_vec(body).unwrap_or_default().into();
+    Publish { to: Destination::Nodes(smallvec![to]), properties, body, order_key: 0 }
+}
+
+pub fn receipts_publish(to: NodeId, receipts: &Receipts) -> Publish {
+    json_publish(to, kind::RECEIPTS, receipts, None)
+}
+
+pub fn ask_publish(to: NodeId, ask: &Ask, origin: &Origin) -> Publish {
+    json_publish(to, kind::ASK, ask, Some(origin))
+}
+
+pub fn answer_publish(to: &Origin, answer: &Answer) -> Publish {
+    json_publish(to.node.clone(), kind::ANSWER, answer, Some(to))
+}
+
+impl SessionInfo {
+    pub fn new(session: &SessionId, since_ms: u64) -> Self {
+        Self { session: session.to_string(), node: session.node.clone(), since_ms }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_envelope_survives_the_trip() {
+        let envelope = Envelope {
+            id: MessageId::new("m-1").unwrap(),
+            target: Target::parse("user.zoë ~ x").unwrap(),
+            origin: Some(Origin { node: NodeId::new("n").unwrap(), tag: Tag(7) }),
+            frame: Bytes::from_static(b"{}"),
+        };
+        let publish = envelope.to_publish(Destination::Broadcast, Some(9), 0);
+        assert_eq!(publish.properties.expiration.as_deref(), Some("9"));
+        let back = Envelope::from_delivery(&publish.properties, publish.body).unwrap();
+        assert_eq!((back.id, back.target, back.origin), (envelope.id, envelope.target, envelope.origin));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let error = Envelope::from_delivery(&Properties::default(), Bytes::new()).unwrap_err();
+        assert!(error.to_string().contains("target"));
+    }
+}

@@ -1,0 +1,66 @@
+//! A target node's receipts, gathered for a moment and sent to each origin in one message.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::bus::Bus;
+use crate::delivery::envelope::{receipts_publish, Origin, Receipts, Tag};
+use crate::ids::NodeId;
+
+/// Most receipts in one message.
+const BATCH_MAX: usize = 256;
+/// How long the first receipt of a batch waits for company.
+const BATCH_DELAY: Duration = Duration::from_millis(1);
+/// Receipts waiting for the sender. Overflow policy: the newest is dropped; its origin asks again when its
+/// deadline runs out, and the ids this node has seen keep the repeat from being shown.
+const QUEUE_MAX: usize = 65_536;
+
+/// Hands receipts to the sender task. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ReceiptSender {
+    queue: mpsc::Sender<(Origin, u32)>,
+}
+
+impl ReceiptSender {
+    /// The task ends when the last sender is dropped.
+    pub fn start(node: NodeId, bus: Arc<dyn Bus>) -> (Self, JoinHandle<()>) {
+        let (queue, receiver) = mpsc::channel(QUEUE_MAX);
+        (Self { queue }, tokio::spawn(run(node, bus, receiver)))
+    }
+
+    /// `sessions` = 0 says that the message's target is not here.
+    pub fn send(&self, origin: Origin, sessions: u32) {
+        // See QUEUE_MAX for what a full queue means.
+        let _ = self.queue.try_send((origin, sessions));
+    }
+}
+
+async fn run(node: NodeId, bus: Arc<dyn Bus>, mut queue: mpsc::Receiver<(Origin, u32)>) {
+    let mut batch: Vec<(Origin, u32)> = Vec::with_capacity(BATCH_MAX);
+    while let Some(first) = queue.recv().await {
+        batch.push(first);
+        tokio::time::sleep(BATCH_DELAY).await;
+        while batch.len() < BATCH_MAX {
+            match queue.try_recv() {
+                Ok(receipt) => batch.push(receipt),
+                Err(_) => break,
+            }
+        }
+        for (to, receipts) in by_origin(&mut batch) {
+            // A lost batch is as harmless as a full queue.
+            bus.publish(receipts_publish(to, &Receipts { from: node.clone(), receipts }), Box::new(|_| ()));
+        }
+    }
+}
+
+fn by_origin(batch: &mut Vec<(Origin, u32)>) -> HashMap<NodeId, Vec<(Tag, u32)>> {
+    let mut origins: HashMap<NodeId, Vec<(Tag, u32)>> = HashMap::new();
+    for (origin, sessions) in batch.drain(..) {
+        origins.entry(origin.node).or_default().push((origin.tag, sessions));
+    }
+    origins
+}
