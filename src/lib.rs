@@ -18,3 +18,4 @@ pub mod protocol;
 // places
 pub mod bus;
 pub mod delivery;
+pub mod hub;

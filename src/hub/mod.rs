@@ -1,1 +1,293 @@
-//! placeholder
+//! The hub: which sessions this node holds, and the way to the workers that own their sockets.
+//!
+//! A session's counter names its worker (`counter % workers`), so that a session id alone finds the socket.
+//! Everything a worker is told goes through one bounded queue per worker. Overflow policy: the caller gets
+//! [`Full`] and waits (what came from the bus) or refuses (what a client sends), nothing is dropped.
+
+mod tally;
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+use tokio::sync::mpsc;
+
+use crate::ids::{MessageId, UserId};
+use crate::protocol::close::CloseCode;
+
+pub use tally::Tally;
+
+/// Commands waiting for one worker.
+pub const WORKER_QUEUE_MAX: usize = 4096;
+const SHARDS: usize = 64;
+
+/// A session as the hub knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Local {
+    /// See [`crate::ids::SessionId::counter`].
+    pub counter: u64,
+    /// Milliseconds since the Unix epoch.
+    pub since_ms: u64,
+}
+
+pub type Counters = SmallVec<[u64; 2]>;
+
+/// Which of a worker's sessions a frame is for.
+#[derive(Debug, Clone)]
+pub enum Recipients {
+    All,
+    Sessions(Counters),
+}
+
+/// One frame for some sessions of a worker.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    pub to: Recipients,
+    /// A whole WebSocket frame: written as it is.
+    pub frame: Bytes,
+    /// What a session that acknowledges says it has received; `None` = nobody asks.
+    pub id: Option<MessageId>,
+    pub tally: Option<Tally>,
+}
+
+/// What a worker is told.
+#[derive(Debug)]
+pub enum Command {
+    Deliver(Outgoing),
+    /// Close these sessions; the tally counts those that were there.
+    Close {
+        counters: Counters,
+        code: CloseCode,
+        tally: Tally,
+    },
+    /// The node stops: close every session within so many milliseconds.
+    Drain {
+        spread_ms: u32,
+    },
+}
+
+/// A worker's queue has no room now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Full {
+    pub worker: usize,
+}
+
+/// The end of a worker's queue that the worker reads.
+pub type Commands = mpsc::Receiver<Command>;
+
+type Shard = HashMap<UserId, SmallVec<[Local; 1]>>;
+
+#[derive(Debug)]
+pub struct Hub {
+    shards: Box<[Mutex<Shard>]>,
+    hasher: std::collections::hash_map::RandomState,
+    workers: Box<[mpsc::Sender<Command>]>,
+    sessions: AtomicUsize,
+    users: AtomicUsize,
+}
+
+impl Hub {
+    pub fn new(workers: usize) -> (Self, Vec<Commands>) {
+        let (senders, commands): (Vec<_>, Vec<_>) =
+            (0..workers).map(|_| mpsc::channel(WORKER_QUEUE_MAX)).unzip();
+        let hub = Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: Default::default(),
+            workers: senders.into(),
+            sessions: AtomicUsize::new(0),
+            users: AtomicUsize::new(0),
+        };
+        (hub, commands)
+    }
+
+    fn shard(&self, user: &UserId) -> MutexGuard<'_, Shard> {
+        let at = self.hasher.hash_one(user) as usize % SHARDS;
+        self.shards[at].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    pub fn sessions(&self) -> usize {
+        self.sessions.load(Ordering::Relaxed)
+    }
+
+    pub fn users(&self) -> usize {
+        self.users.load(Ordering::Relaxed)
+    }
+
+    /// Adds a session. `first` runs if the user had none here, under the lock that orders it with the `last`
+    /// of a concurrent [`Hub::unregister`]; it must not call the hub.
+    pub fn register(&self, user: &UserId, session: Local, first: impl FnOnce()) {
+        let mut shard = self.shard(user);
+        let sessions = shard.entry(user.clone()).or_default();
+        sessions.push(session);
+        self.sessions.fetch_add(1, Ordering::Relaxed);
+        if sessions.len() == 1 {
+            self.users.fetch_add(1, Ordering::Relaxed);
+            first();
+        }
+    }
+
+    /// Removes one session, by its counter, so that a late end never removes a newer session of the user.
+    pub fn unregister(&self, user: &UserId, counter: u64, last: impl FnOnce()) {
+        let mut shard = self.shard(user);
+        let Some(sessions) = shard.get_mut(user) else { return };
+        let Some(at) = sessions.iter().position(|session| session.counter == counter) else { return };
+        sessions.remove(at);
+        self.sessions.fetch_sub(1, Ordering::Relaxed);
+        if sessions.is_empty() {
+            shard.remove(user);
+            self.users.fetch_sub(1, Ordering::Relaxed);
+            last();
+        }
+    }
+
+    /// The user's sessions on this node.
+    pub fn sessions_of(&self, user: &UserId) -> SmallVec<[Local; 1]> {
+        self.shard(user).get(user).cloned().unwrap_or_default()
+    }
+
+    pub fn holds(&self, user: &UserId) -> bool {
+        self.shard(user).contains_key(user)
+    }
+
+    fn worker_of(&self, counter: u64) -> usize {
+        (counter % self.workers.len() as u64) as usize
+    }
+
+    /// Room for one command to each worker that holds one of these sessions: all of them, or none.
+    pub fn reserve(&self, counters: Counters) -> Result<Reservation<'_>, Full> {
+        let mut groups: SmallVec<[(usize, Counters); 1]> = SmallVec::new();
+        for counter in counters {
+            let worker = self.worker_of(counter);
+            match groups.iter_mut().find(|(of, _)| *of == worker) {
+                Some((_, group)) => group.push(counter),
+                None => groups.push((worker, Counters::from_slice(&[counter]))),
+            }
+        }
+        let permits = (groups.into_iter())
+            .map(|(worker, counters)| Ok((self.permit(worker)?, counters)))
+            .collect::<Result<_, Full>>()?;
+        Ok(Reservation { permits })
+    }
+
+    /// Like [`Hub::reserve`], for every session of a user; possibly none.
+    pub fn reserve_user(&self, user: &UserId) -> Result<Reservation<'_>, Full> {
+        self.reserve(self.sessions_of(user).iter().map(|session| session.counter).collect())
+    }
+
+    /// Hands a frame to everybody who is connected.
+    pub fn deliver_all(&self, frame: &Bytes) -> Result<(), Full> {
+        let permits = (0..self.workers.len())
+            .map(|worker| self.permit(worker))
+            .collect::<Result<SmallVec<[_; 8]>, _>>()?;
+        for permit in permits {
+            permit.send(Command::Deliver(Outgoing {
+                to: Recipients::All,
+                frame: frame.clone(),
+                id: None,
+                tally: None,
+            }));
+        }
+        Ok(())
+    }
+
+    fn permit(&self, worker: usize) -> Result<mpsc::Permit<'_, Command>, Full> {
+        self.workers[worker].try_reserve().map_err(|_| Full { worker })
+    }
+
+    /// Waits until the worker's queue has room again; at once if the worker has ended.
+    pub async fn room(&self, full: Full) {
+        let _ = self.workers[full.worker].reserve().await;
+    }
+
+    /// Tells every worker, waiting for room.
+    pub async fn tell_all(&self, command: impl Fn() -> Command) {
+        for worker in &self.workers {
+            // A worker that has ended has nothing left to be told.
+            let _ = worker.send(command()).await;
+        }
+    }
+}
+
+/// Room in the queues of the workers that hold some sessions. Dropping it gives the room back.
+#[derive(Debug)]
+pub struct Reservation<'a> {
+    permits: SmallVec<[(mpsc::Permit<'a, Command>, Counters); 1]>,
+}
+
+impl Reservation<'_> {
+    /// Hands a frame to the sessions. Without any, the tally is dropped and tells so.
+    pub fn deliver(self, frame: &Bytes, id: &MessageId, tally: Tally) {
+        for (permit, counters) in self.permits {
+            permit.send(Command::Deliver(Outgoing {
+                to: Recipients::Sessions(counters),
+                frame: frame.clone(),
+                id: Some(id.clone()),
+                tally: Some(tally.clone()),
+            }));
+        }
+    }
+
+    /// Closes the sessions; the tally counts those that were there.
+    pub fn close(self, code: CloseCode, tally: Tally) {
+        for (permit, counters) in self.permits {
+            permit.send(Command::Close { counters, code, tally: tally.clone() });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    fn local(counter: u64) -> Local {
+        Local { counter, since_ms: 0 }
+    }
+
+    #[test]
+    fn first_and_last_session_of_a_user_are_noticed_once() {
+        let (hub, _commands) = Hub::new(2);
+        let user = UserId::new("42").unwrap();
+        let (first, last) = (Cell::new(0), Cell::new(0));
+        hub.register(&user, local(1), || first.set(first.get() + 1));
+        hub.register(&user, local(2), || first.set(first.get() + 1));
+        assert_eq!((first.get(), hub.sessions(), hub.users()), (1, 2, 1));
+        hub.unregister(&user, 9, || last.set(9));
+        hub.unregister(&user, 1, || last.set(9));
+        hub.unregister(&user, 1, || last.set(9));
+        hub.unregister(&user, 2, || last.set(last.get() + 1));
+        assert_eq!((last.get(), hub.sessions(), hub.users(), hub.holds(&user)), (1, 0, 0, false));
+    }
+
+    #[test]
+    fn each_worker_gets_its_own_sessions_and_all_get_it_or_none() {
+        let (hub, mut commands) = Hub::new(2);
+        let (frame, id) = (Bytes::from_static(b"f"), MessageId::new("m").unwrap());
+        let deliver = |counters: &[u64]| {
+            let reservation = hub.reserve(Counters::from_slice(counters))?;
+            reservation.deliver(&frame, &id, Tally::new(|_| ()));
+            Ok(())
+        };
+        deliver(&[1, 2, 3]).unwrap();
+        for (worker, expected) in [(0, &[2][..]), (1, &[1, 3][..])] {
+            let Ok(Command::Deliver(Outgoing { to: Recipients::Sessions(counters), .. })) =
+                commands[worker].try_recv()
+            else {
+                panic!("nothing for worker {worker}")
+            };
+            assert_eq!(counters.as_slice(), expected);
+        }
+        for _ in 0..WORKER_QUEUE_MAX {
+            deliver(&[1]).unwrap();
+        }
+        assert_eq!(deliver(&[2, 3]), Err(Full { worker: 1 }));
+        assert!(commands[0].try_recv().is_err(), "worker 0 must not get half of it");
+    }
+}
