@@ -6,9 +6,11 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use smallvec::smallvec;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::bus::{Destination, Properties, Publish};
 use crate::ids::{IdError, MessageId, NodeId, SessionId, UserId};
+use crate::protocol::message::Sender;
 use crate::protocol::target::{Target, TargetError};
 
 /// AMQP `type` of what nodes send each other. Anything else on a node queue came from a backend.
@@ -20,6 +22,21 @@ pub mod kind {
 }
 
 const HEADER_TARGET: &str = "warren-to";
+const HEADER_SCOPE: &str = "warren-scope";
+
+/// Whose message ids these are, as a hash of the sender: ids of different senders never collide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Scope(pub u64);
+
+impl Scope {
+    /// A user is one sender whatever session it uses, so that a repeat after a reconnect is recognised.
+    pub fn of(sender: &Sender) -> Self {
+        match sender {
+            Sender::Client { user, .. } | Sender::User { user } => Self(xxh3_64(user.as_str().as_bytes())),
+            Sender::Service { service } => Self(!xxh3_64(service.as_bytes())),
+        }
+    }
+}
 
 /// A number by which an origin knows one attempt to deliver one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -37,6 +54,7 @@ pub struct Origin {
 #[derive(Debug, Clone)]
 pub struct Envelope {
     pub id: MessageId,
+    pub scope: Scope,
     pub target: Target,
     /// `None`: nobody awaits a receipt (broadcasts, at-most-once).
     pub origin: Option<Origin>,
@@ -69,7 +87,10 @@ impl Envelope {
             reply_to: self.origin.as_ref().map(|origin| origin.node.as_str().to_owned()),
             expiration: ttl_ms.map(|ttl| ttl.to_string()),
             persistent: Some(false),
-            headers: smallvec![(HEADER_TARGET.to_owned(), self.target.to_header())],
+            headers: smallvec![
+                (HEADER_TARGET.to_owned(), self.target.to_header()),
+                (HEADER_SCOPE.to_owned(), format!("{:x}", self.scope.0)),
+            ],
             ..Properties::default()
         };
         Publish { to, properties, body: self.frame.clone(), order_key }
@@ -77,9 +98,11 @@ impl Envelope {
 
     pub fn from_delivery(properties: &Properties, body: Bytes) -> Result<Self, EnvelopeError> {
         let target = properties.header(HEADER_TARGET).ok_or(EnvelopeError::Missing("a target"))?;
+        let scope = properties.header(HEADER_SCOPE).ok_or(EnvelopeError::Missing("a scope"))?;
         let id = properties.message_id.as_deref().ok_or(EnvelopeError::Missing("a message id"))?;
         Ok(Self {
             id: MessageId::new(id)?,
+            scope: Scope(u64::from_str_radix(scope, 16)?),
             target: Target::from_header(target)?,
             origin: origin(properties)?,
             frame: body,
@@ -168,6 +191,7 @@ mod tests {
     fn an_envelope_survives_the_trip() {
         let envelope = Envelope {
             id: MessageId::new("m-1").unwrap(),
+            scope: Scope(u64::MAX),
             target: Target::parse("user.zoë ~ x").unwrap(),
             origin: Some(Origin { node: NodeId::new("n").unwrap(), tag: Tag(7) }),
             frame: Bytes::from_static(b"{}"),
@@ -175,7 +199,10 @@ mod tests {
         let publish = envelope.to_publish(Destination::Broadcast, Some(9), 0);
         assert_eq!(publish.properties.expiration.as_deref(), Some("9"));
         let back = Envelope::from_delivery(&publish.properties, publish.body).unwrap();
-        assert_eq!((back.id, back.target, back.origin), (envelope.id, envelope.target, envelope.origin));
+        assert_eq!(
+            (back.id, back.target, back.origin, back.scope),
+            (envelope.id, envelope.target, envelope.origin, envelope.scope)
+        );
     }
 
     #[test]

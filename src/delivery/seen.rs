@@ -5,16 +5,18 @@ use std::time::{Duration, Instant};
 
 use xxhash_rust::xxh3::xxh3_128;
 
+use crate::delivery::envelope::Scope;
 use crate::ids::MessageId;
 use crate::protocol::target::Target;
 
-/// A message for a target, as a 128-bit hash: 48 bytes for each remembered message, whatever its id.
+/// One sender's message for one target, as a 128-bit hash: two senders may choose the same id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SeenKey(u128);
 
 impl SeenKey {
-    pub fn new(id: &MessageId, target: &Target) -> Self {
+    pub fn new(scope: Scope, id: &MessageId, target: &Target) -> Self {
         let mut text = Vec::with_capacity(96);
+        text.extend_from_slice(&scope.0.to_be_bytes());
         text.extend_from_slice(id.as_str().as_bytes());
         // Not part of any message id, so that two pairs never read the same.
         text.push(0);
@@ -76,7 +78,7 @@ mod tests {
     use super::*;
 
     fn key(n: u32) -> SeenKey {
-        SeenKey::new(&MessageId::new(&format!("m{n}")).unwrap(), &Target::Broadcast)
+        SeenKey::new(Scope(0), &MessageId::new(&format!("m{n}")).unwrap(), &Target::Broadcast)
     }
 
     #[test]

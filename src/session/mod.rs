@@ -1,1 +1,48 @@
-//! placeholder
+//! Sessions: one socket each, owned by one worker, speaking warren.v1.
+//!
+//! - [`worker`]: a thread's sessions; carries out what the hub tells it; the clock of pings and deadlines.
+//! - `task.rs`: reads one socket and writes what is queued for it.
+//! - `state.rs`: what is known of one session; every frame to a client goes through it.
+//! - `requests.rs`: what a client asks for.
+//! - `socket.rs`, `limiter.rs`: the way out with its bounded queue; how much may come in.
+
+mod limiter;
+mod requests;
+mod socket;
+mod state;
+mod task;
+pub mod worker;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+
+use crate::auth::{Identity, Verifier};
+
+pub use limiter::Rate;
+
+/// How sessions behave; the same for all of a node.
+#[derive(Debug, Clone)]
+pub struct SessionSettings {
+    pub verifier: Arc<Verifier>,
+    pub message_bytes_max: u32,
+    /// Bytes queued for a socket that does not take them. Overflow policy: the socket is closed with 4102.
+    pub outbox_bytes_max: usize,
+    pub publish_rate: Option<Rate>,
+    /// Publishes of one session that await their settlement. Overflow policy: `overloaded`.
+    pub in_flight_max: u32,
+    pub ping_interval: Duration,
+    pub pong_timeout: Duration,
+    pub auth_timeout: Duration,
+}
+
+/// A socket whose handshake is done, on its way to its worker.
+#[derive(Debug)]
+pub struct Admission {
+    pub stream: TcpStream,
+    /// What the client sent right behind its handshake.
+    pub early: Vec<u8>,
+    /// `None`: the first frame must bring a token.
+    pub identity: Option<Identity>,
+}

@@ -1,0 +1,174 @@
+//! Questions to the nodes about the sessions they hold, and orders to close them.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::delivery::envelope::{answer_publish, ask_publish, Answer, Ask, Origin, SessionInfo, Tag};
+use crate::directory::Key;
+use crate::hub::{Counters, Local, Tally};
+use crate::ids::{NodeId, SessionId, UserId};
+use crate::protocol::close::CloseCode;
+use crate::router::Router;
+
+/// How long the nodes have to answer; what is known by then is what the caller gets.
+const ASK_DEADLINE: Duration = Duration::from_secs(2);
+/// Questions that await answers. Overflow policy: only this node is asked.
+const ASKS_MAX: usize = 1024;
+
+#[derive(Debug)]
+pub(super) struct Asks {
+    next: AtomicU64,
+    open: Mutex<HashMap<Tag, (Instant, mpsc::Sender<Answer>)>>,
+}
+
+impl Asks {
+    pub(super) fn new() -> Self {
+        Self { next: AtomicU64::new(1), open: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Tag, (Instant, mpsc::Sender<Answer>)>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets overdue questions, which ends the wait of those who asked.
+    pub(super) fn expire(&self, now: Instant) {
+        self.lock().retain(|_, (asked, _)| now.saturating_duration_since(*asked) < ASK_DEADLINE);
+    }
+
+    fn open(&self, answers: usize) -> Option<(Tag, mpsc::Receiver<Answer>)> {
+        let mut open = self.lock();
+        if open.len() >= ASKS_MAX {
+            return None;
+        }
+        let tag = Tag(self.next.fetch_add(1, Ordering::Relaxed));
+        let (sender, receiver) = mpsc::channel(answers.max(1));
+        open.insert(tag, (Instant::now(), sender));
+        Some((tag, receiver))
+    }
+}
+
+/// What the nodes said.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    pub sessions: Vec<SessionInfo>,
+    /// Some node that was asked did not answer in time.
+    pub partial: bool,
+}
+
+impl Router {
+    /// The user's sessions on all nodes.
+    pub async fn sessions_of(self: &Arc<Self>, user: &UserId) -> Found {
+        let nodes = self.directory.nodes_of(Key::user(user));
+        self.ask(&nodes, Ask::SessionsOf(user.clone())).await
+    }
+
+    /// Closes all sessions of a user with [`CloseCode::Kicked`]; returns those that were closed. Every live
+    /// node is asked, since a hint must not decide whether somebody stays connected.
+    pub async fn disconnect_user(self: &Arc<Self>, user: &UserId) -> Found {
+        self.ask(&self.other_nodes(), Ask::DisconnectUser(user.clone())).await
+    }
+
+    /// Closes one session; finds none if it is not connected.
+    pub async fn disconnect_session(self: &Arc<Self>, session: &SessionId) -> Found {
+        let ask = Ask::DisconnectSession(session.to_string());
+        if session.node == *self.node() {
+            return self.ask(&[], ask).await;
+        }
+        match self.directory.is_live(&session.node) {
+            true => self.ask(std::slice::from_ref(&session.node), ask).await,
+            false => Found::default(),
+        }
+    }
+
+    fn other_nodes(&self) -> Vec<NodeId> {
+        let peers = self.directory.peers();
+        peers.into_iter().map(|peer| peer.node).filter(|node| node != self.node()).collect()
+    }
+
+    async fn ask(self: &Arc<Self>, nodes: &[NodeId], ask: Ask) -> Found {
+        let mut found = Found::default();
+        let open = if nodes.is_empty() { None } else { self.asks.open(nodes.len()) };
+        if let Some((tag, _)) = &open {
+            let origin = Origin { node: self.node().clone(), tag: *tag };
+            for node in nodes {
+                self.bus.publish(ask_publish(node.clone(), &ask, &origin), Box::new(|_| ()));
+            }
+        }
+        found.partial = open.is_none() && !nodes.is_empty();
+        found.sessions = self.answer_here(&ask).await;
+        if let Some((tag, mut answers)) = open {
+            for _ in nodes {
+                match answers.recv().await {
+                    Some(answer) => found.sessions.extend(answer.sessions),
+                    None => {
+                        found.partial = true;
+                        break;
+                    }
+                }
+            }
+            self.asks.lock().remove(&tag);
+        }
+        found
+    }
+
+    /// Another node's answer has arrived.
+    pub fn answered(&self, tag: Tag, answer: Answer) {
+        if let Some((_, sender)) = self.asks.lock().get(&tag) {
+            // As wide as the number of nodes asked: only a node that answers twice finds it full.
+            let _ = sender.try_send(answer);
+        }
+    }
+
+    /// Another node asks.
+    pub async fn asked(self: &Arc<Self>, ask: Ask, origin: Origin) {
+        let answer = Answer { from: self.node().clone(), sessions: self.answer_here(&ask).await };
+        self.bus.publish(answer_publish(&origin, &answer), Box::new(|_| ()));
+    }
+
+    async fn answer_here(&self, ask: &Ask) -> Vec<SessionInfo> {
+        let info = |local: &Local| {
+            let session = SessionId { node: self.node().clone(), counter: local.counter };
+            SessionInfo::new(&session, local.since_ms)
+        };
+        match ask {
+            Ask::SessionsOf(user) => self.hub.sessions_of(user).iter().map(info).collect(),
+            Ask::DisconnectUser(user) => {
+                let sessions = self.hub.sessions_of(user);
+                self.close_here(sessions.iter().map(|local| local.counter).collect()).await;
+                sessions.iter().map(info).collect()
+            }
+            Ask::DisconnectSession(session) => match SessionId::parse(session) {
+                Ok(session) if session.node == *self.node() => {
+                    let closed = self.close_here(Counters::from_slice(&[session.counter])).await;
+                    (closed > 0).then(|| SessionInfo::new(&session, 0)).into_iter().collect()
+                }
+                _ => Vec::new(),
+            },
+        }
+    }
+
+    async fn close_here(&self, counters: Counters) -> u32 {
+        let (tell, told) = oneshot::channel();
+        let tally = Tally::new({
+            let tell = Mutex::new(Some(tell));
+            move |closed| {
+                let tell = tell.lock().unwrap_or_else(PoisonError::into_inner).take();
+                // Whoever asked may have gone away.
+                let _ = tell.map(|tell| tell.send(closed));
+            }
+        });
+        loop {
+            match self.hub.reserve(counters.clone()) {
+                Ok(reservation) => {
+                    reservation.close(CloseCode::Kicked, tally);
+                    return told.await.unwrap_or(0);
+                }
+                Err(full) => self.hub.room(full).await,
+            }
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Where a message goes: pure decisions behind one enum.
+
+use smallvec::SmallVec;
+
+use crate::ids::{NodeId, UserId};
+use crate::protocol::target::Target;
+
+pub type Nodes = SmallVec<[NodeId; 2]>;
+
+/// How the nodes that hold a target are found (`WARREN_ROUTING`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strategy {
+    /// Each node knows which nodes hold which user: one hop to these.
+    Directory,
+}
+
+/// What a strategy may ask.
+pub trait Lookup {
+    fn this_node(&self) -> &NodeId;
+    fn user_is_here(&self, user: &UserId) -> bool;
+    /// Other live nodes that are believed to hold the user.
+    fn nodes_of(&self, user: &UserId) -> Nodes;
+    fn is_live(&self, node: &NodeId) -> bool;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Route {
+    /// To these nodes, which answer with receipts; this node may be one of them. Empty = nobody is there.
+    Nodes(Nodes),
+    /// To every node, for whoever is connected.
+    Everyone,
+    /// This version cannot carry such a target.
+    Unsupported,
+}
+
+impl Strategy {
+    pub fn route(self, target: &Target, lookup: &impl Lookup) -> Route {
+        match (self, target) {
+            (_, Target::Broadcast) => Route::Everyone,
+            (_, Target::Channel(_)) => Route::Unsupported,
+            (_, Target::Session(session)) => {
+                let reachable = session.node == *lookup.this_node() || lookup.is_live(&session.node);
+                Route::Nodes(reachable.then(|| session.node.clone()).into_iter().collect())
+            }
+            (Strategy::Directory, Target::User(user)) => {
+                let mut nodes = lookup.nodes_of(user);
+                if lookup.user_is_here(user) {
+                    nodes.push(lookup.this_node().clone());
+                }
+                Route::Nodes(nodes)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smallvec::smallvec;
+
+    struct World {
+        this: NodeId,
+        here: bool,
+        others: Nodes,
+    }
+
+    impl Lookup for World {
+        fn this_node(&self) -> &NodeId {
+            &self.this
+        }
+        fn user_is_here(&self, _: &UserId) -> bool {
+            self.here
+        }
+        fn nodes_of(&self, _: &UserId) -> Nodes {
+            self.others.clone()
+        }
+        fn is_live(&self, node: &NodeId) -> bool {
+            self.others.contains(node)
+        }
+    }
+
+    fn node(name: &str) -> NodeId {
+        NodeId::new(name).unwrap()
+    }
+
+    #[test]
+    fn targets_go_where_they_are() {
+        let world = World { this: node("a"), here: true, others: smallvec![node("b")] };
+        let route = |target: &str| Strategy::Directory.route(&Target::parse(target).unwrap(), &world);
+        assert_eq!(route("broadcast"), Route::Everyone);
+        assert_eq!(route("user.1"), Route::Nodes(smallvec![node("b"), node("a")]));
+        assert_eq!(route("session.a~1"), Route::Nodes(smallvec![node("a")]));
+        assert_eq!(route("session.b~1"), Route::Nodes(smallvec![node("b")]));
+        assert_eq!(route("session.c~1"), Route::Nodes(smallvec![]));
+        assert_eq!(route("channel.x"), Route::Unsupported);
+    }
+}

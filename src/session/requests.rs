@@ -1,0 +1,137 @@
+//! What a client asks for: parsed, checked against what it may do, carried out, answered.
+
+use std::rc::Rc;
+
+use tokio::sync::oneshot;
+
+use crate::error::{Code, Error};
+use crate::ids::{MessageId, SessionId};
+use crate::protocol::client::{self, PublishRequest, RequestBody};
+use crate::protocol::close::CloseCode;
+use crate::protocol::message::{Message, Sender, Settlement};
+use crate::protocol::server::{self, Settled};
+use crate::router::now_ms;
+use crate::session::state::{Phase, Session};
+use crate::session::worker::WorkerState;
+
+/// Handles one text message. Whatever is wrong with it costs this session an answer, never more.
+pub(super) fn handle(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
+    match session.phase.get() {
+        Phase::Open => handle_open(worker, session, text),
+        Phase::Unknown => handle_unknown(worker, session, text),
+        Phase::Closing { .. } | Phase::Ended => {}
+    }
+}
+
+fn handle_unknown(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
+    let identity = match client::parse(text).map(|request| request.body) {
+        Ok(RequestBody::Auth(token)) => worker.settings.verifier.verify(&token).ok(),
+        _ => None,
+    };
+    match identity {
+        Some(identity) => worker.admit(session, identity),
+        None => session.close(CloseCode::Unauthorized, 0, worker.now()),
+    }
+}
+
+fn handle_open(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
+    let now = worker.now();
+    // Every request takes a token, also one that cannot be understood: nonsense must not be free.
+    let Some(bucket) = session.bucket.get().take(worker.settings.publish_rate, now) else {
+        let id = client::parse(text).ok().and_then(|request| request.id.map(str::to_owned));
+        let error = Error::new(Code::RateLimited, "too many requests; slow down");
+        return session.send_text(&server::reply_error(id.as_deref(), &error), now);
+    };
+    session.bucket.set(bucket);
+    let request = match client::parse(text) {
+        Ok(request) => request,
+        Err((id, error)) => return session.send_text(&server::reply_error(id, &error), now),
+    };
+    let id = request.id;
+    let refused = match request.body {
+        RequestBody::Publish(publish) => publish_from(worker, session, id, publish),
+        RequestBody::Ping => {
+            session.send_text(&server::reply_ok(id), now);
+            Ok(())
+        }
+        RequestBody::Refresh(token) => refresh(worker, session, id, &token),
+        RequestBody::Auth(_) => Err(Error::bad_request("auth: this session is authenticated already")),
+        RequestBody::Ack(_) => Err(Error::bad_request("ack: this session does not acknowledge")),
+    };
+    if let Err(error) = refused {
+        session.send_text(&server::reply_error(id, &error), now);
+    }
+}
+
+fn refresh(
+    worker: &Rc<WorkerState>,
+    session: &Rc<Session>,
+    id: Option<&str>,
+    token: &str,
+) -> Result<(), Error> {
+    let refused = || Error::new(Code::Unauthorized, "the token is not valid for this session");
+    let identity = worker.settings.verifier.verify(token).map_err(|_| refused())?;
+    if session.identity().is_none_or(|current| current.user != identity.user) {
+        return Err(refused());
+    }
+    *session.identity.borrow_mut() = Some(Rc::new(identity));
+    session.send_text(&server::reply_ok(id), worker.now());
+    Ok(())
+}
+
+fn publish_from(
+    worker: &Rc<WorkerState>,
+    session: &Rc<Session>,
+    id: Option<&str>,
+    publish: PublishRequest<'_>,
+) -> Result<(), Error> {
+    let Some(identity) = session.identity() else {
+        return Err(Error::new(Code::Unauthorized, "not authenticated"));
+    };
+    let sender = Sender::Client {
+        user: identity.user.clone(),
+        session: SessionId { node: worker.router.node().clone(), counter: session.counter },
+    };
+    let message = publish.into_message(sender, now_ms())?;
+    if !identity.caps.may_publish(&message.target) {
+        return Err(Error::new(Code::Forbidden, "this session may not publish to that target"));
+    }
+    if session.in_flight.get() >= worker.settings.in_flight_max {
+        return Err(Error::new(Code::Overloaded, "too many publishes await their reply"));
+    }
+    session.in_flight.set(session.in_flight.get() + 1);
+    let message_id = message.id.clone();
+    let settled = accept(worker, message);
+    let (worker, session, id) = (worker.clone(), session.clone(), id.map(str::to_owned));
+    // Ends with the settlement, which comes within the router's deadlines whatever happens to the session.
+    tokio::task::spawn_local(async move {
+        if let Ok(settlement) = settled.await {
+            reply(&worker, &session, id.as_deref(), &message_id, &settlement);
+        }
+        session.in_flight.set(session.in_flight.get() - 1);
+    });
+    Ok(())
+}
+
+fn accept(worker: &WorkerState, message: Message) -> oneshot::Receiver<Settlement> {
+    let (tell, told) = oneshot::channel();
+    worker.router.accept(
+        message,
+        Box::new(move |settlement| {
+            // The worker may have ended.
+            let _ = tell.send(settlement);
+        }),
+    );
+    told
+}
+
+fn reply(
+    worker: &WorkerState,
+    session: &Session,
+    id: Option<&str>,
+    message_id: &MessageId,
+    settlement: &Settlement,
+) {
+    let text = server::reply_settled(id, &Settled::new(message_id, settlement));
+    session.send_text(&text, worker.now());
+}

@@ -1,0 +1,221 @@
+//! One socket's way out: written at once while the peer reads, queued within a bound of bytes while it does not.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes};
+use tokio::net::TcpStream;
+
+use crate::hub::Tally;
+
+/// Frames written with one system call at most; Linux takes up to 1,024 (`UIO_MAXIOV`).
+const SLICES_MAX: usize = 64;
+
+/// What became of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sent {
+    Written,
+    /// The peer does not read right now: whoever owns the socket must wait until it is writable.
+    Queued,
+    /// The queue is full: the peer is a slow consumer. The frame was not taken.
+    Overflow,
+    /// The connection is gone.
+    Broken,
+}
+
+#[derive(Debug)]
+struct Queued {
+    bytes: Bytes,
+    tally: Option<Tally>,
+}
+
+/// The queue exists while there is something in it: an idle socket costs one pointer.
+#[derive(Debug)]
+pub(super) struct Socket {
+    stream: TcpStream,
+    queue: Option<Box<Queue>>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    frames: VecDeque<Queued>,
+    bytes: usize,
+    /// The first frame was written in part, so it must be finished before anything else.
+    begun: bool,
+}
+
+impl Socket {
+    pub(super) fn new(stream: TcpStream) -> Self {
+        Self { stream, queue: None }
+    }
+
+    pub(super) fn is_flushed(&self) -> bool {
+        self.queue.is_none()
+    }
+
+    /// Writes a frame if nothing is queued, else queues it; `bytes_max` bounds the queue. A frame counts in its
+    /// tally once all of it has been handed to the kernel.
+    pub(super) fn send(&mut self, frame: &Bytes, tally: Option<&Tally>, bytes_max: usize) -> Sent {
+        let written = match self.queue {
+            Some(_) => 0,
+            None => match self.stream.try_write(frame) {
+                Ok(written) => written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                Err(_) => return Sent::Broken,
+            },
+        };
+        if written == frame.len() {
+            if let Some(tally) = tally {
+                tally.clone().count();
+            }
+            return Sent::Written;
+        }
+        self.enqueue(frame.slice(written..), tally, written > 0, bytes_max)
+    }
+
+    /// Queues a frame without trying to write it: for a caller that has more to send and then flushes.
+    pub(super) fn push(&mut self, frame: &Bytes, tally: Option<&Tally>, bytes_max: usize) -> Sent {
+        self.enqueue(frame.clone(), tally, false, bytes_max)
+    }
+
+    fn enqueue(&mut self, bytes: Bytes, tally: Option<&Tally>, begun: bool, bytes_max: usize) -> Sent {
+        let queue = self.queue.get_or_insert_default();
+        if queue.bytes + bytes.len() > bytes_max && !begun {
+            if queue.frames.is_empty() {
+                self.queue = None;
+            }
+            return Sent::Overflow;
+        }
+        queue.bytes += bytes.len();
+        queue.begun |= begun;
+        queue.frames.push_back(Queued { bytes, tally: tally.cloned() });
+        Sent::Queued
+    }
+
+    /// Gives up what is queued, but for the rest of a frame that was begun.
+    pub(super) fn discard(&mut self) {
+        let Some(queue) = &mut self.queue else { return };
+        queue.frames.truncate(usize::from(queue.begun));
+        queue.bytes = queue.frames.iter().map(|queued| queued.bytes.len()).sum();
+        if queue.frames.is_empty() {
+            self.queue = None;
+        }
+    }
+
+    /// Writes what is queued until it is all written ([`Sent::Written`]) or the peer takes no more.
+    pub(super) fn flush(&mut self) -> Sent {
+        while let Some(queue) = &mut self.queue {
+            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+            let count = queue.frames.len().min(SLICES_MAX);
+            for (slice, queued) in slices.iter_mut().zip(&queue.frames) {
+                *slice = IoSlice::new(&queued.bytes);
+            }
+            match self.stream.try_write_vectored(&slices[..count]) {
+                Ok(written) => queue.written(written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Sent::Queued,
+                Err(_) => return Sent::Broken,
+            }
+            if queue.frames.is_empty() {
+                self.queue = None;
+            }
+        }
+        Sent::Written
+    }
+
+    pub(super) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.poll_write_ready(cx)
+    }
+
+    /// Reads into `into`; `Ready(Ok(0))` is the end of the stream.
+    pub(super) fn poll_read(&self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            match self.stream.poll_read_ready(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Ok(())) => {}
+            }
+            match self.stream.try_read(into) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+}
+
+impl Queue {
+    fn written(&mut self, mut written: usize) {
+        self.bytes -= written;
+        while let Some(first) = self.frames.front_mut() {
+            if written < first.bytes.len() {
+                self.begun = written > 0 || self.begun;
+                first.bytes.advance(written);
+                return;
+            }
+            written -= first.bytes.len();
+            self.begun = false;
+            if let Some(tally) = self.frames.pop_front().and_then(|queued| queued.tally) {
+                tally.count();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    async fn pair() -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        server.writable().await.unwrap();
+        (Socket::new(server), client)
+    }
+
+    fn tally() -> (Tally, mpsc::Receiver<u32>) {
+        let (tell, told) = mpsc::channel();
+        (Tally::new(move |taken| tell.send(taken).unwrap()), told)
+    }
+
+    #[tokio::test]
+    async fn what_a_blocked_peer_reads_later_arrives_whole_and_is_counted_then() {
+        let (mut socket, mut client) = pair().await;
+        let frame = Bytes::from(vec![7u8; 60_000]);
+        let mut sent = 0;
+        while socket.send(&frame, None, 1 << 20) == Sent::Written {
+            sent += 1;
+        }
+        sent += 1;
+        let (tally, told) = tally();
+        assert_eq!(socket.send(&frame, Some(&tally), 1 << 20), Sent::Queued);
+        drop(tally);
+        sent += 1;
+        assert!(told.try_recv().is_err(), "not written, so not counted");
+        let mut left = sent * frame.len();
+        let mut buffer = vec![0; 1 << 20];
+        while left > 0 {
+            left -= client.read(&mut buffer).await.unwrap();
+            socket.flush();
+            tokio::task::yield_now().await;
+        }
+        assert!(socket.is_flushed());
+        assert_eq!(told.try_recv(), Ok(1));
+    }
+
+    #[tokio::test]
+    async fn the_queue_is_bounded_and_a_begun_frame_survives_discard() {
+        let (mut socket, _client) = pair().await;
+        let frame = Bytes::from(vec![7u8; 60_000]);
+        while socket.send(&frame, None, 150_000) != Sent::Overflow {}
+        let (tally, told) = tally();
+        assert_eq!(socket.send(&frame, Some(&tally), 150_000), Sent::Overflow);
+        socket.discard();
+        drop(tally);
+        assert_eq!(told.try_recv(), Ok(0));
+        assert!(socket.queue.as_ref().is_none_or(|queue| queue.begun && queue.frames.len() == 1));
+    }
+}
