@@ -1,1 +1,3 @@
-//! RFC 6455 framing: what the server writes, what it accepts, and how a violation is answered.
+//! RFC 6455 for the server side: the handshake, frames in (decoder) and frames out (encode). Pure code, no I/O.
+
+pub mod handshake;
