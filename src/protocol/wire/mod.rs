@@ -1,1 +1,15 @@
-//! RFC 6455 framing: what the server writes, what it accepts, and how a violation is answered.
+//! RFC 6455 for the server side: the handshake, frames in (decoder) and frames out (encode). Pure code, no I/O.
+//!
+//! In reading order: `handshake` decides on the upgrade request, `header` reads the first bytes of a frame,
+//! `utf8` says how much of a text is valid so far, `decoder` turns bytes into `event`s, `encode` makes frames.
+
+pub mod decoder;
+pub mod encode;
+pub mod event;
+pub mod handshake;
+mod header;
+mod utf8;
+
+pub use decoder::{Decoder, FRAGMENTS_MAX, MESSAGE_BYTES_MAX};
+pub use encode::{close_frame, ping_frame, pong_frame, text_frame};
+pub use event::{Event, Violation};

@@ -1,0 +1,342 @@
+//! Bytes from one socket in, complete messages out: framing, fragments and limits of RFC 6455 section 5.
+
+use std::ops::ControlFlow;
+
+use super::header::{parse, unmask, Header, Opcode, HEADER_BYTES_MAX};
+use super::utf8::valid_prefix;
+use super::{Event, Violation};
+
+/// Longest message, unless the owner sets another limit, in bytes.
+pub const MESSAGE_BYTES_MAX: u32 = 65_536;
+/// Most frames of one message. Without it empty fragments would keep a message open for ever at no cost.
+pub const FRAGMENTS_MAX: u16 = 1_024;
+
+/// What one socket needs to remember between two reads: nothing but 24 bytes while no frame is cut in two.
+#[derive(Debug)]
+pub struct Decoder {
+    message_bytes_max: u32,
+    /// Counts what was finished, so that the owner can tell one unfinished message from the next.
+    serial: u32,
+    /// After a close frame, a violation or a sink that had enough: the rest of the stream means nothing.
+    done: bool,
+    unfinished: Option<Box<Unfinished>>,
+}
+
+/// Allocated when a read ends inside a frame or a message, freed when both are complete.
+#[derive(Debug, Default)]
+struct Unfinished {
+    head: [u8; HEADER_BYTES_MAX],
+    /// How much of `head` has arrived; 0 while no header is cut.
+    head_len: usize,
+    /// A frame whose header is known and whose payload is not all there.
+    frame: Option<Frame>,
+    /// The payload of a cut control frame. Apart from `message`: it may come between two fragments.
+    control: Vec<u8>,
+    message: Option<Message>,
+}
+
+#[derive(Debug)]
+struct Frame {
+    fin: bool,
+    opcode: Opcode,
+    /// Turned so that its first byte belongs to the next payload byte.
+    mask: [u8; 4],
+    /// Payload bytes that have not arrived.
+    left: usize,
+}
+
+#[derive(Debug)]
+struct Message {
+    is_text: bool,
+    data: Vec<u8>,
+    /// How much of `data` is known to be UTF-8 (all but the last three bytes at most); unused in binary messages.
+    valid: usize,
+    fragments: u16,
+}
+
+type Flow = ControlFlow<()>;
+
+impl Decoder {
+    pub fn new(message_bytes_max: u32) -> Self {
+        Self { message_bytes_max, serial: 0, done: false, unfinished: None }
+    }
+
+    /// Reads everything in `input`, which is unmasked in place and may be reused afterwards, and hands each
+    /// complete message to `sink`. A frame that lies in `input` as a whole is handed out without a copy.
+    ///
+    /// A close frame, a violation and a sink that breaks end the stream: what follows is dropped unread.
+    pub fn decode(
+        &mut self,
+        input: &mut [u8],
+        sink: &mut impl FnMut(Event<'_>) -> Flow,
+    ) -> Result<(), Violation> {
+        let mut at = 0;
+        while !self.done {
+            let Some(rest) = input.get_mut(at..).filter(|rest| !rest.is_empty()) else { break };
+            match self.step(rest, sink) {
+                Ok((used, Flow::Continue(()))) => at += used,
+                Ok((_, Flow::Break(()))) => self.end(),
+                Err(violation) => {
+                    self.end();
+                    return Err(violation);
+                }
+            }
+        }
+        if self.unfinished.as_ref().is_some_and(|unfinished| unfinished.is_empty()) {
+            self.unfinished = None;
+        }
+        Ok(())
+    }
+
+    /// Whether a frame or a fragmented message waits for its rest.
+    pub fn has_partial(&self) -> bool {
+        self.unfinished.is_some()
+    }
+
+    /// Names what waits for its rest. Two looks that see the same number see the same unfinished message,
+    /// whatever came in between (control frames may): the owner closes when the looks are too far apart.
+    pub fn unfinished(&self) -> Option<u32> {
+        self.has_partial().then_some(self.serial)
+    }
+
+    /// Whether the stream has ended: nothing will be read any more.
+    pub fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// Heap bytes held for what is unfinished: at most twice what arrived of it, and a constant.
+    pub fn held_bytes(&self) -> usize {
+        self.unfinished.as_ref().map_or(0, |unfinished| {
+            let message = unfinished.message.as_ref().map_or(0, |message| message.data.capacity());
+            size_of::<Unfinished>() + unfinished.control.capacity() + message
+        })
+    }
+
+    fn end(&mut self) {
+        self.done = true;
+        self.unfinished = None;
+    }
+
+    /// Reads one frame, or what there is of it. Returns how many bytes it took: at least one.
+    fn step(
+        &mut self,
+        input: &mut [u8],
+        sink: &mut impl FnMut(Event<'_>) -> Flow,
+    ) -> Result<(usize, Flow), Violation> {
+        if self.unfinished.as_ref().is_some_and(|unfinished| unfinished.frame.is_some()) {
+            return self.more_payload(input, sink);
+        }
+        let Some((header, used)) = self.read_header(input)? else {
+            return Ok((input.len(), Flow::Continue(())));
+        };
+        let len = self.admit(&header)?;
+        let Some(payload) = input.get_mut(used..).and_then(|rest| rest.get_mut(..len)) else {
+            self.open(&header, len);
+            return Ok((used, Flow::Continue(())));
+        };
+        unmask(payload, header.mask);
+        let flow = self.whole_frame(&header, payload, sink)?;
+        Ok((used + len, flow))
+    }
+
+    /// The next header and how many bytes of `input` it took; `None` when it is cut, all of `input` is then kept.
+    fn read_header(&mut self, input: &[u8]) -> Result<Option<(Header, usize)>, Violation> {
+        let before = self.unfinished.as_ref().map_or(0, |unfinished| unfinished.head_len);
+        if before == 0 {
+            if let Some(found) = parse(input)? {
+                return Ok(Some(found));
+            }
+        }
+        let unfinished = self.unfinished.get_or_insert_default();
+        let room = unfinished.head.get_mut(before..).unwrap_or_default();
+        let taken = room.len().min(input.len());
+        for (slot, byte) in room.iter_mut().zip(input) {
+            *slot = *byte;
+        }
+        let arrived = before + taken;
+        let found = parse(unfinished.head.get(..arrived).unwrap_or_default())?;
+        unfinished.head_len = if found.is_some() { 0 } else { arrived };
+        Ok(found.map(|(header, used)| (header, used - before)))
+    }
+
+    /// Checks a header against the message it belongs to, before a byte of its payload is kept.
+    fn admit(&self, header: &Header) -> Result<usize, Violation> {
+        let message = self.unfinished.as_ref().and_then(|unfinished| unfinished.message.as_ref());
+        let before = match (header.opcode, message) {
+            (Opcode::Close | Opcode::Ping | Opcode::Pong, _) => return Ok(header.len as usize),
+            (Opcode::Continuation, None) => {
+                return Err(Violation::Protocol("continuation without a message"));
+            }
+            (Opcode::Text | Opcode::Binary, Some(_)) => {
+                return Err(Violation::Protocol("new message inside a fragmented one"));
+            }
+            (Opcode::Continuation, Some(message)) if message.fragments >= FRAGMENTS_MAX => {
+                return Err(Violation::TooBig);
+            }
+            (Opcode::Continuation, Some(message)) => message.data.len() as u64,
+            (Opcode::Text | Opcode::Binary, None) => 0,
+        };
+        // No overflow: the parser refuses lengths of 2^63 and more.
+        if before + header.len > u64::from(self.message_bytes_max) {
+            return Err(Violation::TooBig);
+        }
+        Ok(header.len as usize)
+    }
+
+    /// A frame that lies in the input as a whole, already unmasked.
+    fn whole_frame(
+        &mut self,
+        header: &Header,
+        payload: &[u8],
+        sink: &mut impl FnMut(Event<'_>) -> Flow,
+    ) -> Result<Flow, Violation> {
+        match header.opcode {
+            opcode if opcode.is_control() => self.control(opcode, payload, sink),
+            Opcode::Text if header.fin => {
+                let text = std::str::from_utf8(payload).map_err(|_| Violation::Utf8)?;
+                self.serial = self.serial.wrapping_add(1);
+                Ok(sink(Event::Text(text)))
+            }
+            Opcode::Binary if header.fin => {
+                self.serial = self.serial.wrapping_add(1);
+                Ok(sink(Event::Binary(payload)))
+            }
+            _ => {
+                self.open_message(header.opcode);
+                self.append(payload, if header.fin { payload.len() } else { usize::MAX })?;
+                self.end_of_frame(header.fin, sink)
+            }
+        }
+    }
+
+    /// Remembers a frame whose payload is not all there.
+    fn open(&mut self, header: &Header, len: usize) {
+        if !header.opcode.is_control() {
+            self.open_message(header.opcode);
+        }
+        let frame = Frame { fin: header.fin, opcode: header.opcode, mask: header.mask, left: len };
+        self.unfinished.get_or_insert_default().frame = Some(frame);
+    }
+
+    fn more_payload(
+        &mut self,
+        input: &mut [u8],
+        sink: &mut impl FnMut(Event<'_>) -> Flow,
+    ) -> Result<(usize, Flow), Violation> {
+        let unfinished = self.unfinished.get_or_insert_default();
+        let Some(mut frame) = unfinished.frame.take() else { return Ok((0, Flow::Break(()))) };
+        let used = frame.left.min(input.len());
+        let payload = input.get_mut(..used).unwrap_or_default();
+        frame.mask = unmask(payload, frame.mask);
+        let left_before = frame.left;
+        frame.left -= used;
+        let (complete, fin, opcode) = (frame.left == 0, frame.fin, frame.opcode);
+        if !complete {
+            unfinished.frame = Some(frame);
+        }
+        if opcode.is_control() {
+            unfinished.control.extend_from_slice(payload);
+            if !complete {
+                return Ok((used, Flow::Continue(())));
+            }
+            let payload = std::mem::take(&mut unfinished.control);
+            return Ok((used, self.control(opcode, &payload, sink)?));
+        }
+        self.append(payload, if fin { left_before } else { usize::MAX })?;
+        let flow = if complete { self.end_of_frame(fin, sink)? } else { Flow::Continue(()) };
+        Ok((used, flow))
+    }
+
+    /// Counts a data frame towards its message, which begins here unless the frame is a continuation.
+    fn open_message(&mut self, opcode: Opcode) {
+        let is_text = opcode == Opcode::Text;
+        let new = || Message { is_text, data: Vec::new(), valid: 0, fragments: 0 };
+        let message = self.unfinished.get_or_insert_default().message.get_or_insert_with(new);
+        message.fragments += 1;
+    }
+
+    /// Adds arrived payload to the message. `most` is what can still come: the buffer grows by doubling, but
+    /// neither beyond that nor beyond the limit, and never because of a length that was only declared.
+    fn append(&mut self, payload: &[u8], most: usize) -> Result<(), Violation> {
+        let limit = self.message_bytes_max as usize;
+        let Some(message) = self.unfinished.as_mut().and_then(|unfinished| unfinished.message.as_mut())
+        else {
+            return Ok(());
+        };
+        let len = message.data.len();
+        if message.data.capacity() - len < payload.len() {
+            let double = len.min(most).min(limit.saturating_sub(len));
+            message.data.reserve_exact(double.max(payload.len()));
+        }
+        message.data.extend_from_slice(payload);
+        if message.is_text {
+            message.valid += valid_prefix(message.data.get(message.valid..).unwrap_or_default())?;
+        }
+        Ok(())
+    }
+
+    fn end_of_frame(
+        &mut self,
+        fin: bool,
+        sink: &mut impl FnMut(Event<'_>) -> Flow,
+    ) -> Result<Flow, Violation> {
+        if !fin {
+            return Ok(Flow::Continue(()));
+        }
+        let message = self.unfinished.as_mut().and_then(|unfinished| unfinished.message.take());
+        let Some(message) = message else { return Ok(Flow::Continue(())) };
+        self.serial = self.serial.wrapping_add(1);
+        if message.is_text {
+            let text = std::str::from_utf8(&message.data).map_err(|_| Violation::Utf8)?;
+            return Ok(sink(Event::Text(text)));
+        }
+        Ok(sink(Event::Binary(&message.data)))
+    }
+
+    fn control(
+        &mut self,
+        opcode: Opcode,
+        payload: &[u8],
+        sink: &mut impl FnMut(Event<'_>) -> Flow,
+    ) -> Result<Flow, Violation> {
+        // A control frame between two fragments does not make the message any younger.
+        if self.unfinished.as_ref().is_none_or(|unfinished| unfinished.message.is_none()) {
+            self.serial = self.serial.wrapping_add(1);
+        }
+        match opcode {
+            Opcode::Ping => Ok(sink(Event::Ping(payload))),
+            Opcode::Pong => Ok(sink(Event::Pong(payload))),
+            _ => {
+                // Nothing is read after a close frame, whatever the sink wants (section 5.5.1).
+                let _ = sink(Event::Close(close_payload(payload)?));
+                Ok(Flow::Break(()))
+            }
+        }
+    }
+}
+
+impl Unfinished {
+    fn is_empty(&self) -> bool {
+        self.head_len == 0 && self.frame.is_none() && self.message.is_none()
+    }
+}
+
+/// The code and reason of a close frame (RFC 6455 sections 5.5.1 and 7.4).
+fn close_payload(payload: &[u8]) -> Result<Option<(u16, &str)>, Violation> {
+    let Some((code, reason)) = payload.split_first_chunk::<2>() else {
+        return match payload {
+            [] => Ok(None),
+            _ => Err(Violation::Protocol("close frame with one byte")),
+        };
+    };
+    let code = u16::from_be_bytes(*code);
+    // 1004 has no meaning; 1005, 1006 and 1015 must not be sent; 1012 to 1014 were registered after the RFC.
+    if !matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999) {
+        return Err(Violation::Protocol("close code not allowed"));
+    }
+    let reason = std::str::from_utf8(reason).map_err(|_| Violation::Utf8)?;
+    Ok(Some((code, reason)))
+}
+
+#[cfg(test)]
+mod tests;
