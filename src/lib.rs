@@ -12,6 +12,7 @@
 //! the places, everybody uses the words; `tests/it/tidy.rs` holds the code to it.
 
 // words
+pub mod auth;
 pub mod config;
 pub mod error;
 pub mod ids;
