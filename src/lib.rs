@@ -19,3 +19,5 @@ pub mod ids;
 pub mod protocol;
 // places
 pub mod bus;
+// the program
+pub mod cli;
