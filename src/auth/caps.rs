@@ -1,0 +1,136 @@
+//! Capabilities: what the holder of a token may do.
+
+use std::sync::Arc;
+
+use crate::ids::ChannelName;
+use crate::protocol::target::Target;
+
+/// Cheap to clone: every session has one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caps {
+    /// Of a token without the claim: publish to users, sessions and channels, subscribe to channels; no
+    /// broadcast, no API.
+    Usual,
+    /// Of everybody in insecure mode.
+    All,
+    /// What the claim names, and nothing else.
+    Listed(Arc<[Cap]>),
+}
+
+/// One entry of the claim `caps`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cap {
+    /// `api`: all of the HTTP API.
+    Api,
+    /// `publish:<pattern>`, over the text of a target.
+    Publish(Pattern),
+    /// `subscribe:<pattern>`, over `channel.<name>`.
+    Subscribe(Pattern),
+}
+
+/// A text that must match exactly, or the start of one if it ends with `*`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern(Box<str>);
+
+impl Pattern {
+    fn matches(&self, text: &str) -> bool {
+        match self.0.strip_suffix('*') {
+            Some(start) => text.starts_with(start),
+            None => *self.0 == *text,
+        }
+    }
+}
+
+impl Cap {
+    pub fn parse(text: &str) -> Option<Self> {
+        let pattern = |text: &str| (!text.is_empty()).then(|| Pattern(text.into()));
+        match text.split_once(':') {
+            None => (text == "api").then_some(Cap::Api),
+            Some(("publish", of)) => pattern(of).map(Cap::Publish),
+            Some(("subscribe", of)) => pattern(of).map(Cap::Subscribe),
+            Some(_) => None,
+        }
+    }
+}
+
+impl Caps {
+    /// Entries that mean nothing to this version grant nothing.
+    pub fn from_claim<'a>(entries: impl IntoIterator<Item = &'a str>) -> Self {
+        Caps::Listed(entries.into_iter().filter_map(Cap::parse).collect())
+    }
+
+    pub fn may_publish(&self, to: &Target) -> bool {
+        match self {
+            Caps::All => true,
+            Caps::Usual => *to != Target::Broadcast,
+            Caps::Listed(caps) => {
+                let to = to.to_string();
+                caps.iter().any(|cap| matches!(cap, Cap::Publish(pattern) if pattern.matches(&to)))
+            }
+        }
+    }
+
+    pub fn may_subscribe(&self, channel: &ChannelName) -> bool {
+        match self {
+            Caps::All | Caps::Usual => true,
+            Caps::Listed(caps) => {
+                let channel = format!("channel.{channel}");
+                caps.iter().any(|cap| matches!(cap, Cap::Subscribe(pattern) if pattern.matches(&channel)))
+            }
+        }
+    }
+
+    /// Whether the whole HTTP API is open.
+    pub fn api(&self) -> bool {
+        match self {
+            Caps::All => true,
+            Caps::Usual => false,
+            Caps::Listed(caps) => caps.contains(&Cap::Api),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_is_exact_or_ends_with_a_star() {
+        let target = |text: &str| Target::parse(text).unwrap();
+        for (caps, allowed, refused) in [
+            (&["publish:user.*"][..], &["user.1", "user.*"][..], &["channel.user.1", "broadcast"][..]),
+            (&["publish:user.1"], &["user.1"], &["user.11", "user.2"]),
+            (
+                &["publish:channel.news.*", "publish:broadcast"],
+                &["channel.news.x", "broadcast"],
+                &["channel.new"],
+            ),
+            (&["publish:*"], &["user.1", "session.n~1", "broadcast"], &[]),
+            (&["publish:"], &[], &["user.1"]),
+            (&["PUBLISH:*", "publish", "admin", "subscribe:*", "api"], &[], &["user.1", "broadcast"]),
+            (&[], &[], &["user.1", "channel.a"]),
+        ] {
+            let listed = Caps::from_claim(caps.iter().copied());
+            for to in allowed {
+                assert!(listed.may_publish(&target(to)), "{caps:?} {to}");
+            }
+            for to in refused {
+                assert!(!listed.may_publish(&target(to)), "{caps:?} {to}");
+            }
+        }
+    }
+
+    #[test]
+    fn usual_and_all_differ_in_broadcast_and_api() {
+        let room = ChannelName::new("room").unwrap();
+        for to in ["user.1", "session.n~1", "channel.a"] {
+            assert!(Caps::Usual.may_publish(&Target::parse(to).unwrap()));
+        }
+        assert!(!Caps::Usual.may_publish(&Target::Broadcast) && !Caps::Usual.api());
+        assert!(Caps::All.may_publish(&Target::Broadcast) && Caps::All.api());
+        assert!(Caps::Usual.may_subscribe(&room));
+        assert!(Caps::from_claim(["subscribe:channel.ro*"]).may_subscribe(&room));
+        assert!(!Caps::from_claim(["publish:channel.room"]).may_subscribe(&room));
+        assert!(Caps::from_claim(["api"]).api() && !Caps::from_claim(["publish:*"]).api());
+    }
+}

@@ -1,0 +1,293 @@
+//! Credentials: turns a token or an API key into who somebody is and what they may do.
+//!
+//! The rules are those of RFC 8725 (JSON Web Token best current practices): an algorithm belongs to a key and is
+//! never the token's choice (3.1), every key comes from the configuration and none from a token's header (3.10),
+//! `exp` and `sub` must be there, issuer and audience are checked when configured (3.8, 3.9), and a token has a
+//! longest size.
+
+mod caps;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{
+    decode, decode_header, encode, get_current_timestamp, Algorithm, DecodingKey, EncodingKey, Header,
+    Validation,
+};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConstantTimeEq};
+
+use crate::config::{Auth, Config, Jwt};
+use crate::ids::UserId;
+use crate::protocol::target::Target;
+
+pub use caps::{Cap, Caps};
+
+/// Longest token or API key, in bytes: the parser never sees more from a stranger.
+pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
+/// How far the clock of whoever issues tokens may differ from ours.
+const LEEWAY_S: u64 = 10;
+/// The end of the year 9999. Later expiry times are mistakes, and would overflow sums of times.
+const EXPIRY_UNIX_S_MAX: u64 = 253_402_300_799;
+
+/// Why credentials were refused. What it displays is fit for a stranger; [`AuthError::reason`] is for our log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AuthError {
+    #[error("no credentials")]
+    Missing,
+    /// Told only to whoever has a genuine token.
+    #[error("token expired")]
+    Expired,
+    #[error("invalid credentials")]
+    Invalid(&'static str),
+}
+
+impl AuthError {
+    /// From a short, fixed list: also fit for a metric's label.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            AuthError::Missing => "missing",
+            AuthError::Expired => "expired",
+            AuthError::Invalid(reason) => reason,
+        }
+    }
+}
+
+/// Who holds a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub user: UserId,
+    /// When the session must have a new token; the allowance for clocks that differ is in it. `None` = never.
+    pub expires_unix_s: Option<u64>,
+    pub caps: Caps,
+}
+
+/// Who calls the HTTP API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caller {
+    /// A backend with an API key.
+    Service,
+    /// The holder of a user's token.
+    User(Identity),
+}
+
+impl Caller {
+    /// Whether all of the API is open; if not, only publishing is, as that user.
+    pub fn api(&self) -> bool {
+        match self {
+            Caller::Service => true,
+            Caller::User(identity) => identity.caps.api(),
+        }
+    }
+
+    pub fn may_publish(&self, to: &Target) -> bool {
+        match self {
+            Caller::Service => true,
+            Caller::User(identity) => identity.caps.api() || identity.caps.may_publish(to),
+        }
+    }
+}
+
+/// Signing or verifying does not work in this build: better known at the start than at the first client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the cryptographic library failed its self-test")]
+pub struct SelfTestFailed;
+
+/// The fields of [`Keys`] are not shown: they are secrets.
+pub enum Verifier {
+    /// Everybody is who they say: the token is the user id.
+    Insecure,
+    Checked(Keys),
+}
+
+pub struct Keys {
+    /// One for each algorithm.
+    keys: Vec<(DecodingKey, Validation)>,
+    issuer: Option<String>,
+    /// SHA-256 of each API key.
+    api_keys: Vec<[u8; 32]>,
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    sub: UserId,
+    /// NumericDate of RFC 7519 section 2: it may have a fraction.
+    exp: f64,
+    iss: Option<String>,
+    caps: Option<Vec<String>>,
+}
+
+impl Verifier {
+    pub fn new(config: &Config) -> Result<Self, SelfTestFailed> {
+        let Auth::Jwt(jwt) = &config.auth else { return Ok(Verifier::Insecure) };
+        let mut keys = Vec::new();
+        if let Some(secret) = &jwt.secret {
+            let key = DecodingKey::from_secret(secret.expose().as_bytes());
+            keys.push((key, validation(Algorithm::HS256, jwt)));
+        }
+        if let Some(public) = &jwt.public_key {
+            keys.push((public.key.clone(), validation(public.algorithm, jwt)));
+        }
+        self_test(&keys)?;
+        let api_keys = config.api_keys.iter().map(|key| Sha256::digest(key.expose()).into()).collect();
+        Ok(Verifier::Checked(Keys { keys, issuer: jwt.issuer.clone(), api_keys }))
+    }
+
+    /// Checks a user's token.
+    pub fn verify(&self, token: &str) -> Result<Identity, AuthError> {
+        if token.is_empty() {
+            return Err(AuthError::Missing);
+        }
+        if token.len() > TOKEN_BYTES_MAX {
+            return Err(AuthError::Invalid("too_long"));
+        }
+        match self {
+            Verifier::Insecure => {
+                let user = UserId::new(token).map_err(|_| AuthError::Invalid("user"))?;
+                Ok(Identity { user, expires_unix_s: None, caps: Caps::All })
+            }
+            Verifier::Checked(keys) => keys.verify(token),
+        }
+    }
+
+    /// Checks what came as `Authorization: Bearer` to the HTTP API: an API key, or a user's token.
+    pub fn api(&self, bearer: Option<&str>) -> Result<Caller, AuthError> {
+        let keys = match self {
+            Verifier::Insecure => return Ok(Caller::Service),
+            Verifier::Checked(keys) => keys,
+        };
+        let bearer = bearer.ok_or(AuthError::Missing)?;
+        if bearer.len() <= TOKEN_BYTES_MAX && keys.is_api_key(bearer) {
+            return Ok(Caller::Service);
+        }
+        self.verify(bearer).map(Caller::User)
+    }
+}
+
+impl Keys {
+    fn verify(&self, token: &str) -> Result<Identity, AuthError> {
+        let header = decode_header(token).map_err(|_| AuthError::Invalid("malformed"))?;
+        // We understand no extension, so that one which must be understood is a refusal (RFC 7515 section 4.1.11).
+        if header.crit.is_some() {
+            return Err(AuthError::Invalid("crit"));
+        }
+        let key = self.keys.iter().find(|(_, validation)| validation.algorithms.contains(&header.alg));
+        let (key, validation) = key.ok_or(AuthError::Invalid("algorithm"))?;
+        let claims = decode::<Claims>(token, key, validation).map_err(|error| refusal(&error))?.claims;
+        // jsonwebtoken takes a list of issuers that holds ours; RFC 7519 section 4.1.1 knows one issuer.
+        if self.issuer.is_some() && claims.iss != self.issuer {
+            return Err(AuthError::Invalid("issuer"));
+        }
+        // Validated as a number that is not negative.
+        let expires = claims.exp as u64;
+        if expires > EXPIRY_UNIX_S_MAX {
+            return Err(AuthError::Invalid("claims"));
+        }
+        let caps = claims.caps.map(|caps| Caps::from_claim(caps.iter().map(String::as_str)));
+        Ok(Identity {
+            user: claims.sub,
+            expires_unix_s: Some(expires + LEEWAY_S),
+            caps: caps.unwrap_or(Caps::Usual),
+        })
+    }
+
+    /// Looks at every key in full, so that the time taken tells nothing about any of them.
+    fn is_api_key(&self, bearer: &str) -> bool {
+        let digest: [u8; 32] = Sha256::digest(bearer).into();
+        let found = self.api_keys.iter().fold(Choice::from(0), |found, key| found | key.ct_eq(&digest));
+        found.into()
+    }
+}
+
+fn validation(algorithm: Algorithm, jwt: &Jwt) -> Validation {
+    let mut validation = Validation::new(algorithm);
+    validation.leeway = LEEWAY_S;
+    validation.validate_nbf = true;
+    let mut required = vec!["exp", "sub"];
+    if let Some(issuer) = &jwt.issuer {
+        validation.set_issuer(&[issuer]);
+        required.push("iss");
+    }
+    if let Some(audience) = &jwt.audience {
+        validation.set_audience(&[audience]);
+        required.push("aud");
+    }
+    validation.set_required_spec_claims(&required);
+    validation
+}
+
+fn refusal(error: &jsonwebtoken::errors::Error) -> AuthError {
+    match error.kind() {
+        ErrorKind::ExpiredSignature => AuthError::Expired,
+        ErrorKind::ImmatureSignature => AuthError::Invalid("not_yet_valid"),
+        ErrorKind::InvalidSignature => AuthError::Invalid("signature"),
+        ErrorKind::InvalidIssuer => AuthError::Invalid("issuer"),
+        ErrorKind::InvalidAudience => AuthError::Invalid("audience"),
+        ErrorKind::MissingRequiredClaim(_) | ErrorKind::InvalidClaimFormat(_) => AuthError::Invalid("claims"),
+        _ => AuthError::Invalid("malformed"),
+    }
+}
+
+/// Signs and verifies once, and has a bad signature refused by each configured key.
+fn self_test(keys: &[(DecodingKey, Validation)]) -> Result<(), SelfTestFailed> {
+    let secret = b"only for the self-test, and known";
+    let claims = serde_json::json!({ "sub": "self-test", "exp": get_current_timestamp() + 60 });
+    let token = encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(secret))
+        .map_err(|_| SelfTestFailed)?;
+    let (own, rules) = (DecodingKey::from_secret(secret), Validation::new(Algorithm::HS256));
+    decode::<Claims>(&token, &own, &rules).map_err(|_| SelfTestFailed)?;
+    for (key, validation) in keys {
+        let algorithm = validation.algorithms.first().ok_or(SelfTestFailed)?;
+        if jsonwebtoken::crypto::verify("bm8", b"forged", key, *algorithm) != Ok(false) {
+            return Err(SelfTestFailed);
+        }
+    }
+    Ok(())
+}
+
+/// Why no token could be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MintError {
+    #[error("only HS256 tokens can be made here: set WARREN_JWT_SECRET (in insecure mode the token is the user id)")]
+    NoSecret,
+    #[error("{0:?} is no capability: api, publish:<target or start*> or subscribe:channel.<name or start*>")]
+    Cap(String),
+    #[error("the cryptographic library failed")]
+    Signing,
+}
+
+/// Makes a token that nodes of this configuration take, for `warren token` and for tests. Without `caps` the
+/// token has the usual ones.
+pub fn mint(user: &UserId, ttl: Duration, caps: &[String], config: &Config) -> Result<String, MintError> {
+    #[derive(Serialize)]
+    struct Minted<'a> {
+        sub: &'a UserId,
+        iat: u64,
+        exp: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        iss: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        aud: Option<&'a str>,
+        #[serde(skip_serializing_if = "<[_]>::is_empty")]
+        caps: &'a [String],
+    }
+    let Auth::Jwt(jwt) = &config.auth else { return Err(MintError::NoSecret) };
+    let secret = jwt.secret.as_ref().ok_or(MintError::NoSecret)?;
+    if let Some(cap) = caps.iter().find(|cap| Cap::parse(cap).is_none()) {
+        return Err(MintError::Cap(cap.clone()));
+    }
+    let now = get_current_timestamp();
+    let claims = Minted {
+        sub: user,
+        iat: now,
+        exp: now.saturating_add(ttl.as_secs()).min(EXPIRY_UNIX_S_MAX),
+        iss: jwt.issuer.as_deref(),
+        aud: jwt.audience.as_deref(),
+        caps,
+    };
+    let key = EncodingKey::from_secret(secret.expose().as_bytes());
+    encode(&Header::new(Algorithm::HS256), &claims, &key).map_err(|_| MintError::Signing)
+}

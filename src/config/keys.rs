@@ -1,0 +1,198 @@
+//! The table of configuration keys: the one source of defaults, ranges and of the README's table.
+
+use std::fmt::Write;
+
+/// What every variable of ours starts with.
+pub const PREFIX: &str = "WARREN_";
+
+/// What a key's value may be, and what it is when it is not given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Allowed {
+    Number {
+        default: u64,
+        min: u64,
+        max: u64,
+    },
+    /// One of a few words.
+    Word {
+        default: &'static str,
+        words: &'static [&'static str],
+    },
+    Text {
+        default: &'static str,
+        form: &'static str,
+    },
+    /// As `Text`, but never shown: neither in an error nor in a log.
+    Secret {
+        form: &'static str,
+    },
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// Without the prefix `WARREN_`.
+    pub name: &'static str,
+    pub allowed: Allowed,
+    /// Empty for texts.
+    pub unit: &'static str,
+    pub meaning: &'static str,
+}
+
+impl Key {
+    pub fn default(&self) -> String {
+        match self.allowed {
+            Allowed::Number { default, .. } => default.to_string(),
+            Allowed::Word { default, .. } | Allowed::Text { default, .. } => default.to_string(),
+            Allowed::Secret { .. } => String::new(),
+        }
+    }
+
+    pub fn range(&self) -> String {
+        match self.allowed {
+            Allowed::Number { min, max, .. } => format!("{min}..{max}"),
+            Allowed::Word { words, .. } => words.join(", "),
+            Allowed::Text { form, .. } | Allowed::Secret { form } => form.to_string(),
+        }
+    }
+}
+
+const fn number(
+    name: &'static str,
+    [default, min, max]: [u64; 3],
+    unit: &'static str,
+    meaning: &'static str,
+) -> Key {
+    Key { name, allowed: Allowed::Number { default, min, max }, unit, meaning }
+}
+
+const fn word(
+    name: &'static str,
+    default: &'static str,
+    words: &'static [&'static str],
+    meaning: &'static str,
+) -> Key {
+    Key { name, allowed: Allowed::Word { default, words }, unit: "", meaning }
+}
+
+const fn text(name: &'static str, default: &'static str, form: &'static str, meaning: &'static str) -> Key {
+    Key { name, allowed: Allowed::Text { default, form }, unit: "", meaning }
+}
+
+const fn secret(name: &'static str, form: &'static str, meaning: &'static str) -> Key {
+    Key { name, allowed: Allowed::Secret { form }, unit: "", meaning }
+}
+
+/// An empty value counts as not given.
+#[rustfmt::skip]
+pub const KEYS: &[Key] = &[
+    // where
+    text("LISTEN", "0.0.0.0:8080 with a JWT key, else 127.0.0.1:8080", "ip:port", "the public listener: `/ws` and `/v1`"),
+    text("ADMIN_LISTEN", "0.0.0.0:9090 with a JWT key, else 127.0.0.1:9090", "ip:port", "the listener for `/livez`, `/readyz` and `/metrics`; not for the internet"),
+    secret("AMQP_URL", "comma-separated amqp:// or amqps:// URLs", "RabbitMQ; several URLs are tried in turn; absent = standalone, without a broker and without other nodes"),
+    text("PREFIX", "warren", "1 to 32 of a-z 0-9 - _ .", "what the names of all exchanges and queues start with"),
+    text("NODE_ID", "<hostname>-<6 random characters>", "1 to 64 of A-Z a-z 0-9 - _ .", "the name of this node; unique in the cluster"),
+    word("ROUTING", "directory", &["directory"], "how a node finds a user's sessions; `broadcast` and `ring` are not available in this version"),
+    word("QUEUE_TYPE", "classic", &["classic", "quorum"], "the type of the durable ingress queue; `quorum` on a broker cluster"),
+    // who
+    word("AUTH", "jwt with a key, else insecure", &["jwt", "insecure"], "`insecure` believes every client; it must be said explicitly to listen beyond loopback"),
+    secret("JWT_SECRET", "at least 32 bytes", "the key of HS256 tokens"),
+    text("JWT_SECRET_FILE", "", "path", "a file with that key"),
+    text("JWT_PUBLIC_KEY", "", "PEM: RSA of 2048 bits or more, or Ed25519", "the key of RS256 or EdDSA tokens; line ends may be written `\\n`"),
+    text("JWT_PUBLIC_KEY_FILE", "", "path", "a file with that key"),
+    text("JWT_ISSUER", "", "text", "when given, tokens must have this `iss`"),
+    text("JWT_AUDIENCE", "", "text", "when given, tokens must have this `aud`; when not, tokens with an `aud` are refused (RFC 7519 section 4.1.3)"),
+    secret("API_KEYS", "comma-separated, each at least 16 characters", "keys of backend services for `/v1`; two at a time allow to change them"),
+    text("ALLOWED_ORIGINS", "", "comma-separated scheme://host[:port], or *", "the `Origin` that browsers may come with; empty = it must be the host that the request is for"),
+    // how much
+    number("WORKERS", [0, 0, 64], "threads", "threads that serve sockets; 0 = one for each core"),
+    number("MAX_SESSIONS", [100_000, 1, 10_000_000], "sessions", "more are refused with 4100"),
+    number("MAX_MESSAGE_BYTES", [65_536, 1024, 1_048_576], "bytes", "longest frame or HTTP body of a publisher"),
+    number("OUTBOX_BYTES", [262_144, 1024, 67_108_864], "bytes", "queued for a socket that does not read; more closes it with 4102"),
+    number("MESSAGE_RATE", [100, 0, 1_000_000], "1/s", "publishes of one session; 0 = unlimited"),
+    number("MESSAGE_BURST", [200, 1, 1_000_000], "publishes", "how many may come at once"),
+    number("IN_FLIGHT_PER_SESSION", [256, 1, 65_536], "publishes", "not yet settled, of one session"),
+    number("PENDING_MAX", [65_536, 1, 4_194_304], "messages", "not yet settled, on this node"),
+    number("HANDSHAKES_MAX", [2048, 1, 65_536], "connections", "HTTP connections that are not (yet) sessions"),
+    // how long
+    number("PING_INTERVAL_MS", [25_000, 100, 300_000], "ms", "between pings to a client"),
+    number("PONG_TIMEOUT_MS", [10_000, 50, 300_000], "ms", "no answer to a ping by then closes with 4104"),
+    number("AUTH_TIMEOUT_MS", [5_000, 100, 60_000], "ms", "from the handshake to the `auth` frame"),
+    number("HEADER_TIMEOUT_MS", [5_000, 100, 60_000], "ms", "to send the head of a request"),
+    number("RECEIPT_TIMEOUT_MS", [5_000, 100, 60_000], "ms", "how long a node waits for another node's receipt"),
+    number("DRAIN_MS", [20_000, 0, 600_000], "ms", "from SIGTERM to the end, spent on moving clients to other nodes"),
+    // logs
+    text("LOG", "info", "a tracing filter, e.g. info,warren::bus=debug", "what is logged"),
+    word("LOG_FORMAT", "text", &["text", "json"], "how a line of the log looks"),
+];
+
+/// The README's table.
+pub fn markdown_table() -> String {
+    let mut out = String::from("| variable | default | unit | allowed | meaning |\n|---|---|---|---|---|\n");
+    for key in KEYS {
+        let default = match key.default() {
+            none if none.is_empty() => none,
+            some => format!("`{some}`"),
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            out,
+            "| `{PREFIX}{}` | {default} | {} | {} | {} |",
+            key.name,
+            key.unit,
+            key.range(),
+            key.meaning
+        );
+    }
+    out
+}
+
+/// The known name that a mistyped one probably means. Both without the prefix.
+pub(super) fn nearest(unknown: &str) -> Option<&'static str> {
+    let unknown = unknown.to_ascii_uppercase();
+    KEYS.iter()
+        .map(|key| (edits(&unknown, key.name), key.name))
+        .min()
+        .filter(|(distance, name)| *distance <= (name.len() / 3).max(2))
+        .map(|(_, name)| name)
+}
+
+/// Levenshtein distance: inserted, removed and replaced bytes.
+fn edits(from: &str, to: &str) -> usize {
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, a) in from.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, b) in to.bytes().enumerate() {
+            let replaced = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[to.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_defaults_are_in_range() {
+        let mut seen = std::collections::HashSet::new();
+        for key in KEYS {
+            assert!(seen.insert(key.name), "{} twice", key.name);
+            if let Allowed::Number { default, min, max } = key.allowed {
+                assert!((min..=max).contains(&default), "{}", key.name);
+                assert!(!key.unit.is_empty(), "{}", key.name);
+            }
+        }
+        assert_eq!(markdown_table().lines().count(), KEYS.len() + 2);
+    }
+
+    #[test]
+    fn the_nearest_name_is_a_near_one() {
+        assert_eq!(nearest("LISTN"), Some("LISTEN"));
+        assert_eq!(nearest("JWT_SECERT"), Some("JWT_SECRET"));
+        assert_eq!(nearest("max_sessions"), Some("MAX_SESSIONS"));
+        assert_eq!(nearest("SOMETHING_ELSE_ALTOGETHER"), None);
+    }
+}

@@ -1,0 +1,327 @@
+//! The configuration: read from the environment once, checked as a whole, typed ever after.
+//!
+//! No other module looks at the environment. All mistakes are reported together, so that a person mends them
+//! in one go.
+
+mod keys;
+mod reading;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use crate::ids::{NodeId, NODE_ID_BYTES_MAX};
+
+pub use keys::{markdown_table, Allowed, Key, KEYS, PREFIX};
+use reading::Reading;
+pub use values::{
+    AmqpUrl, Auth, Jwt, LogFormat, Origins, Prefix, PublicKey, QueueType, RateLimit, Routing, Secret,
+};
+
+/// RFC 7518 section 3.2: a key of HS256 has at least the size of its hash.
+const JWT_SECRET_BYTES_MIN: usize = 32;
+const API_KEY_BYTES_MIN: usize = 16;
+const PUBLIC_PORT: u16 = 8080;
+const ADMIN_PORT: u16 = 9090;
+
+/// Units and meanings are in [`KEYS`].
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub admin_listen: SocketAddr,
+    /// Empty = standalone.
+    pub amqp_urls: Vec<AmqpUrl>,
+    pub prefix: Prefix,
+    pub node_id: NodeId,
+    pub routing: Routing,
+    pub queue_type: QueueType,
+    pub auth: Auth,
+    pub api_keys: Vec<Secret>,
+    pub origins: Origins,
+    pub workers: usize,
+    pub max_sessions: usize,
+    pub max_message_bytes: usize,
+    pub outbox_bytes: usize,
+    /// `None` = unlimited.
+    pub message_rate: Option<RateLimit>,
+    pub in_flight_per_session: usize,
+    pub pending_max: usize,
+    pub handshakes_max: usize,
+    pub ping_interval: Duration,
+    pub pong_timeout: Duration,
+    pub auth_timeout: Duration,
+    pub header_timeout: Duration,
+    pub receipt_timeout: Duration,
+    pub drain: Duration,
+    /// A valid filter of tracing-subscriber.
+    pub log: String,
+    pub log_format: LogFormat,
+}
+
+/// All mistakes, each a sentence that names the variable. Never holds a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigErrors(pub Vec<String>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+impl Config {
+    pub fn from_env() -> Result<Self, ConfigErrors> {
+        let mut broken = Vec::new();
+        let vars: Vec<_> = std::env::vars_os()
+            .filter_map(|(name, value)| {
+                let name = name.into_string().ok().filter(|name| name.starts_with(PREFIX))?;
+                match value.into_string() {
+                    Ok(value) => Some((name, value)),
+                    Err(_) => {
+                        broken.push(format!("{name} is not UTF-8"));
+                        None
+                    }
+                }
+            })
+            .collect();
+        match Self::from_vars(vars) {
+            Ok(config) if broken.is_empty() => Ok(config),
+            Ok(_) => Err(ConfigErrors(broken)),
+            Err(ConfigErrors(mistakes)) => Err(ConfigErrors([broken, mistakes].concat())),
+        }
+    }
+
+    /// From the given variables alone: for tests, and for whoever embeds a node. Files that `*_FILE` name are read.
+    pub fn from_vars(vars: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigErrors> {
+        let mut from = Reading::new(vars);
+        let auth = auth(&mut from);
+        let config = Config {
+            listen: listen(&mut from, "LISTEN", &auth, PUBLIC_PORT),
+            admin_listen: listen(&mut from, "ADMIN_LISTEN", &auth, ADMIN_PORT),
+            amqp_urls: amqp_urls(&mut from),
+            prefix: from
+                .parsed("PREFIX", Prefix::parse)
+                .or_else(|| Prefix::parse("warren"))
+                .ok_or_else(none)?,
+            node_id: from
+                .parsed("NODE_ID", |id| NodeId::new(id).ok())
+                .or_else(fresh_node_id)
+                .ok_or_else(none)?,
+            routing: routing(&mut from),
+            queue_type: match from.word("QUEUE_TYPE") {
+                Some("quorum") => QueueType::Quorum,
+                _ => QueueType::Classic,
+            },
+            api_keys: api_keys(&mut from, &auth),
+            auth,
+            origins: origins(&mut from),
+            workers: workers(&mut from),
+            max_sessions: from.count("MAX_SESSIONS"),
+            max_message_bytes: from.count("MAX_MESSAGE_BYTES"),
+            outbox_bytes: from.count("OUTBOX_BYTES"),
+            message_rate: message_rate(&mut from),
+            in_flight_per_session: from.count("IN_FLIGHT_PER_SESSION"),
+            pending_max: from.count("PENDING_MAX"),
+            handshakes_max: from.count("HANDSHAKES_MAX"),
+            ping_interval: from.millis("PING_INTERVAL_MS"),
+            pong_timeout: from.millis("PONG_TIMEOUT_MS"),
+            auth_timeout: from.millis("AUTH_TIMEOUT_MS"),
+            header_timeout: from.millis("HEADER_TIMEOUT_MS"),
+            receipt_timeout: from.millis("RECEIPT_TIMEOUT_MS"),
+            drain: from.millis("DRAIN_MS"),
+            log: log(&mut from),
+            log_format: match from.word("LOG_FORMAT") {
+                Some("json") => LogFormat::Json,
+                _ => LogFormat::Text,
+            },
+        };
+        config.check_together(&mut from);
+        if from.mistakes.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigErrors(from.mistakes))
+        }
+    }
+
+    /// No broker, and so no other nodes.
+    pub fn standalone(&self) -> bool {
+        self.amqp_urls.is_empty()
+    }
+
+    pub fn insecure(&self) -> bool {
+        matches!(self.auth, Auth::Insecure)
+    }
+
+    fn check_together(&self, from: &mut Reading) {
+        if self.insecure() && !from.has("AUTH") && !self.listen.ip().is_loopback() {
+            let listen = self.listen.to_string();
+            from.mistake(
+                "LISTEN",
+                Some(&listen),
+                "without WARREN_JWT_SECRET or WARREN_JWT_PUBLIC_KEY only loopback is allowed; \
+                 WARREN_AUTH=insecure lifts that, and lets everybody in",
+            );
+        }
+        if self.listen == self.admin_listen && self.listen.port() != 0 {
+            from.mistake("ADMIN_LISTEN", None, "must differ from WARREN_LISTEN");
+        }
+        if self.outbox_bytes < self.max_message_bytes {
+            let why = format!("must hold one message (WARREN_MAX_MESSAGE_BYTES={})", self.max_message_bytes);
+            from.mistake("OUTBOX_BYTES", Some(&self.outbox_bytes.to_string()), why);
+        }
+    }
+}
+
+/// For what cannot fail: a default that is not valid.
+fn none() -> ConfigErrors {
+    ConfigErrors(vec!["a default is not valid".to_string()])
+}
+
+fn auth(from: &mut Reading) -> Auth {
+    let secret = from.text_or_file("JWT_SECRET");
+    if secret.as_ref().is_some_and(|secret| secret.len() < JWT_SECRET_BYTES_MIN) {
+        from.mistake("JWT_SECRET", None, "must have at least 32 bytes (RFC 7518 section 3.2)");
+    }
+    // A PEM in one line: what some tools make of line ends in a variable.
+    let pem = from.text_or_file("JWT_PUBLIC_KEY").map(|pem| pem.replace("\\n", "\n"));
+    let public_key = pem.as_ref().and_then(|pem| match PublicKey::parse(pem) {
+        Ok(key) => Some(key),
+        Err(why) => {
+            from.mistake("JWT_PUBLIC_KEY", None, why);
+            None
+        }
+    });
+    // Also a key that turned out to be bad, or a file that could not be read, shows what was meant.
+    let meant = ["JWT_SECRET", "JWT_SECRET_FILE", "JWT_PUBLIC_KEY", "JWT_PUBLIC_KEY_FILE"];
+    let any_key = meant.iter().any(|name| from.has(name));
+    let jwt = Jwt {
+        secret: secret.map(Secret::new),
+        public_key,
+        issuer: from.text("JWT_ISSUER"),
+        audience: from.text("JWT_AUDIENCE"),
+    };
+    match from.word("AUTH") {
+        Some("insecure") if any_key => {
+            from.mistake("AUTH", Some("insecure"), "a JWT key is given as well: remove one of the two");
+        }
+        Some("jwt") if !any_key => {
+            from.mistake("AUTH", Some("jwt"), "needs WARREN_JWT_SECRET or WARREN_JWT_PUBLIC_KEY");
+        }
+        _ if any_key => {}
+        _ => {
+            for name in ["JWT_ISSUER", "JWT_AUDIENCE"] {
+                if from.has(name) {
+                    from.mistake(name, None, "needs a JWT key, or nothing would be checked");
+                }
+            }
+            return Auth::Insecure;
+        }
+    }
+    Auth::Jwt(jwt)
+}
+
+fn listen(from: &mut Reading, name: &str, auth: &Auth, port: u16) -> SocketAddr {
+    let ip = match auth {
+        Auth::Insecure => Ipv4Addr::LOCALHOST,
+        Auth::Jwt(_) => Ipv4Addr::UNSPECIFIED,
+    };
+    from.parsed(name, |text| text.parse().ok()).unwrap_or_else(|| SocketAddr::from((ip, port)))
+}
+
+fn amqp_urls(from: &mut Reading) -> Vec<AmqpUrl> {
+    let list = from.text("AMQP_URL").unwrap_or_default();
+    let mut urls = Vec::new();
+    for text in list.split(',').map(str::trim).filter(|text| !text.is_empty()) {
+        match AmqpUrl::parse(text) {
+            Ok(url) => urls.push(url),
+            Err(why) => from.mistake("AMQP_URL", Some(&values::redact(text)), why),
+        }
+    }
+    urls
+}
+
+fn api_keys(from: &mut Reading, auth: &Auth) -> Vec<Secret> {
+    let list = from.text("API_KEYS").unwrap_or_default();
+    let keys: Vec<_> = list.split(',').map(str::trim).filter(|key| !key.is_empty()).collect();
+    if keys.iter().any(|key| key.len() < API_KEY_BYTES_MIN) {
+        from.mistake("API_KEYS", None, "each key must have at least 16 characters");
+    }
+    if !keys.is_empty() && matches!(auth, Auth::Insecure) {
+        from.mistake("API_KEYS", None, "needs a JWT key: in insecure mode everybody may call the API");
+    }
+    keys.into_iter().map(Secret::new).collect()
+}
+
+fn origins(from: &mut Reading) -> Origins {
+    let list = from.text("ALLOWED_ORIGINS").unwrap_or_default();
+    Origins::parse(&list).unwrap_or_else(|why| {
+        from.mistake("ALLOWED_ORIGINS", None, why);
+        Origins::SameHost
+    })
+}
+
+fn routing(from: &mut Reading) -> Routing {
+    match from.text("ROUTING").as_deref() {
+        Some(later @ ("broadcast" | "ring")) => {
+            from.mistake("ROUTING", Some(later), "is not available in this version; use directory");
+        }
+        _ => {
+            from.word("ROUTING");
+        }
+    }
+    Routing::Directory
+}
+
+fn workers(from: &mut Reading) -> usize {
+    match from.count("WORKERS") {
+        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(64)),
+        workers => workers,
+    }
+}
+
+fn message_rate(from: &mut Reading) -> Option<RateLimit> {
+    let narrow = |number: u64| NonZeroU32::new(u32::try_from(number).unwrap_or(u32::MAX));
+    let (rate, burst) = (from.number("MESSAGE_RATE"), from.number("MESSAGE_BURST"));
+    Some(RateLimit { per_second: narrow(rate)?, burst: narrow(burst)? })
+}
+
+fn log(from: &mut Reading) -> String {
+    from.parsed("LOG", |filter| {
+        tracing_subscriber::EnvFilter::try_new(filter).ok().map(|_| filter.to_string())
+    })
+    .unwrap_or_else(|| "info".to_string())
+}
+
+/// `<hostname>-<6 random>`, so that two nodes of one machine differ, and a restarted node from its former self.
+fn fresh_node_id() -> Option<NodeId> {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .ok()
+        .or_else(|| std::env::var_os("HOSTNAME").and_then(|name| name.into_string().ok()))
+        .unwrap_or_default();
+    let allowed = |c: char| if c.is_ascii_alphanumeric() || ".-_".contains(c) { c } else { '-' };
+    let mut host: String = host.trim().chars().map(allowed).take(NODE_ID_BYTES_MAX - 7).collect();
+    if host.is_empty() {
+        host.push_str("node");
+    }
+    let random =
+        (0..6).map(|_| char::from(b"0123456789abcdefghijklmnopqrstuvwxyz"[rand::random_range(0..36)]));
+    NodeId::new(&format!("{host}-{}", random.collect::<String>())).ok()
+}
+
+/// Gives threads that are started later a stack of 64 MiB; call it first in `main`, while there is one thread.
+///
+/// lapin decodes the tables of a message's headers by recursion, on a thread that it starts itself: a message
+/// with some thousand nested tables, which any publisher may send, would overflow the usual 2 MiB and abort the
+/// process with all its sockets. A frame's size limits the depth, and 64 MiB is enough for that; the
+/// pages are not used until then.
+pub fn raise_thread_stack() {
+    const VARIABLE: &str = "RUST_MIN_STACK";
+    if std::env::var_os(VARIABLE).is_none() {
+        std::env::set_var(VARIABLE, (64 * 1024 * 1024).to_string());
+    }
+}

@@ -1,0 +1,149 @@
+//! What the checker of the configuration takes and refuses.
+
+use super::*;
+
+const SECRET: &str = "canary-0123456789abcdef0123456789abcdef";
+
+fn read(vars: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
+    Config::from_vars(vars.iter().map(|(name, value)| (format!("WARREN_{name}"), value.to_string())))
+}
+
+fn mistakes(vars: &[(&str, &str)]) -> Vec<String> {
+    read(vars).expect_err("a mistake").0
+}
+
+#[test]
+fn nothing_given_is_a_safe_standalone_node() {
+    let config = read(&[]).unwrap();
+    assert!(config.standalone() && config.insecure());
+    assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.admin_listen.to_string(), "127.0.0.1:9090");
+    assert_eq!(config.origins, Origins::SameHost);
+    assert!((1..=64).contains(&config.workers));
+    assert_eq!(config.message_rate.unwrap().burst.get(), 200);
+    assert_ne!(config.node_id, read(&[]).unwrap().node_id);
+    assert_eq!(read(&[("LISTEN", ""), ("AMQP_URL", " ")]).unwrap().listen, config.listen);
+}
+
+#[test]
+fn a_key_opens_the_listeners() {
+    let config =
+        read(&[("JWT_SECRET", SECRET), ("AMQP_URL", "amqp://a:canary@mq1, amqp://a:canary@mq2")]).unwrap();
+    assert_eq!(config.listen.to_string(), "0.0.0.0:8080");
+    assert_eq!(config.admin_listen.to_string(), "0.0.0.0:9090");
+    assert_eq!(config.amqp_urls.len(), 2);
+    let config = read(&[("AUTH", "insecure"), ("LISTEN", "0.0.0.0:80")]).unwrap();
+    assert!(config.insecure());
+}
+
+#[test]
+fn every_mistake_is_named_at_once() {
+    let told = mistakes(&[
+        ("LISTEN", "everywhere"),
+        ("PREFIX", "Warren!"),
+        ("NODE_ID", "a b"),
+        ("AMQP_URL", "http://gateway:canary@mq"),
+        ("JWT_SECRET", "canary"),
+        ("API_KEYS", "canary"),
+        ("ALLOWED_ORIGINS", "example.com"),
+        ("ROUTING", "ring"),
+        ("QUEUE_TYPE", "stream"),
+        ("WORKERS", "65"),
+        ("MAX_SESSIONS", "many"),
+        ("DRAIN_MS", "-1"),
+        ("LOG", "warren=loud"),
+        ("LOG_FORMAT", "xml"),
+        ("LISTN", "127.0.0.1:1"),
+    ]);
+    for expected in [
+        "WARREN_LISTEN=\"everywhere\": must be ip:port",
+        "WARREN_PREFIX=\"Warren!\": must be 1 to 32 of a-z 0-9 - _ .",
+        "WARREN_NODE_ID=\"a b\"",
+        "WARREN_AMQP_URL=\"http://gateway:***@mq\": the scheme is neither amqp nor amqps",
+        "WARREN_JWT_SECRET: must have at least 32 bytes",
+        "WARREN_API_KEYS: each key must have at least 16 characters",
+        "WARREN_ALLOWED_ORIGINS: \"example.com\" is not scheme://host[:port]",
+        "WARREN_ROUTING=\"ring\": is not available in this version",
+        "WARREN_QUEUE_TYPE=\"stream\": must be one of: classic, quorum",
+        "WARREN_WORKERS=\"65\": must be a whole number, 0..64 (threads)",
+        "WARREN_MAX_SESSIONS=\"many\": must be a whole number, 1..10000000 (sessions)",
+        "WARREN_DRAIN_MS=\"-1\": must be a whole number, 0..600000 (ms)",
+        "WARREN_LOG=\"warren=loud\"",
+        "WARREN_LOG_FORMAT=\"xml\": must be one of: text, json",
+        "WARREN_LISTN is not a setting; did you mean WARREN_LISTEN?",
+    ] {
+        assert!(told.iter().any(|told| told.starts_with(expected)), "{expected}\n{told:#?}");
+    }
+    assert_eq!(told.len(), 15, "{told:#?}");
+    assert!(!told.concat().contains("canary"), "{told:#?}");
+}
+
+#[test]
+fn combinations_that_would_let_strangers_in_are_refused() {
+    let key = ("JWT_SECRET", SECRET);
+    for (vars, expected) in [
+        (&[("LISTEN", "0.0.0.0:8080")][..], "WARREN_LISTEN=\"0.0.0.0:8080\": without WARREN_JWT_SECRET"),
+        (&[("LISTEN", "[::]:8080")], "WARREN_LISTEN"),
+        (&[("AUTH", "jwt")], "WARREN_AUTH=\"jwt\": needs"),
+        (&[("AUTH", "insecure"), key], "WARREN_AUTH=\"insecure\": a JWT key is given"),
+        (&[("AUTH", "none")], "WARREN_AUTH=\"none\": must be one of"),
+        (&[("API_KEYS", "0123456789abcdef")], "WARREN_API_KEYS: needs a JWT key"),
+        (&[("JWT_ISSUER", "https://issuer")], "WARREN_JWT_ISSUER: needs a JWT key"),
+        (&[key, ("LISTEN", "0.0.0.0:9090")], "WARREN_ADMIN_LISTEN: must differ"),
+        (&[("OUTBOX_BYTES", "1024")], "WARREN_OUTBOX_BYTES=\"1024\": must hold one message"),
+        (&[key, ("JWT_SECRET_FILE", "/dev/null")], "WARREN_JWT_SECRET_FILE: give either this"),
+        (&[("JWT_SECRET_FILE", "/nowhere")], "WARREN_JWT_SECRET_FILE=\"/nowhere\": cannot read"),
+    ] {
+        let told = mistakes(vars);
+        assert!(told[0].starts_with(expected), "{expected}\n{told:#?}");
+    }
+}
+
+#[test]
+fn public_keys_are_recognised() {
+    let fixtures = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let path = |name: &str| fixtures.join(name).to_str().unwrap().to_string();
+    let algorithm = |name: &str| match read(&[("JWT_PUBLIC_KEY_FILE", &path(name))]).map(|c| c.auth) {
+        Ok(Auth::Jwt(jwt)) => Ok(jwt.public_key.unwrap().algorithm),
+        Ok(Auth::Insecure) => panic!("{name} is ignored"),
+        Err(errors) => Err(errors.to_string()),
+    };
+    assert_eq!(algorithm("rsa.public.pem").unwrap(), jsonwebtoken::Algorithm::RS256);
+    assert_eq!(algorithm("ed25519.public.pem").unwrap(), jsonwebtoken::Algorithm::EdDSA);
+    assert!(algorithm("rsa.private.pem").unwrap_err().contains("private key"));
+    assert!(algorithm("rsa1024.public.pem").unwrap_err().contains("2048 bits"));
+    assert!(algorithm("ec.public.pem").unwrap_err().contains("neither RSA nor Ed25519"));
+    let one_line = std::fs::read_to_string(path("ed25519.public.pem")).unwrap().replace('\n', "\\n");
+    assert!(read(&[("JWT_PUBLIC_KEY", &one_line)]).is_ok());
+}
+
+#[test]
+fn variables_of_tests_and_of_kubernetes_are_left_alone() {
+    read(&[
+        ("TEST_AMQP_URL", "x"),
+        ("SERVICE_HOST", "10.0.0.1"),
+        ("SERVICE_PORT_WS", "8080"),
+        ("PORT", "tcp://10.0.0.1:8080"),
+        ("PORT_8080_TCP_ADDR", "10.0.0.1"),
+        ("ADMIN_SERVICE_HOST", "10.0.0.1"),
+        ("ADMIN_PORT", "tcp://10.0.0.1:9090"),
+    ])
+    .unwrap();
+    assert!(mistakes(&[("listen", "127.0.0.1:1")])[0].contains("did you mean WARREN_LISTEN?"));
+}
+
+#[test]
+fn no_secret_is_in_the_debug_form() {
+    let config = read(&[
+        ("JWT_SECRET", SECRET),
+        ("API_KEYS", "canary-0123456789,canary-9876543210"),
+        ("AMQP_URL", "amqp://gateway:canary@mq"),
+    ])
+    .unwrap();
+    assert!(!format!("{config:?}").contains("canary"));
+}
+
+#[test]
+fn a_rate_of_zero_is_no_limit() {
+    assert_eq!(read(&[("MESSAGE_RATE", "0")]).unwrap().message_rate, None);
+}

@@ -1,0 +1,322 @@
+//! The types of configuration values that are more than a number or a text.
+
+use std::fmt;
+use std::num::NonZeroU32;
+
+use jsonwebtoken::{Algorithm, DecodingKey};
+
+/// A text that no log and no error ever shows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself, for the one place that needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Where a broker is. Shown without its password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AmqpUrl(String);
+
+impl AmqpUrl {
+    /// Checks the outer form; the rest is the AMQP client's to judge.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let rest = text
+            .strip_prefix("amqp://")
+            .or_else(|| text.strip_prefix("amqps://"))
+            .ok_or("the scheme is neither amqp nor amqps")?;
+        if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            return Err("it holds a space or a control character");
+        }
+        let authority = &rest[..rest.find(['/', '?']).unwrap_or(rest.len())];
+        let address = authority.rsplit_once('@').map_or(authority, |(_, address)| address);
+        // A colon inside [] belongs to an IPv6 address.
+        let (host, port) = match address.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+            _ => (address, None),
+        };
+        if host.is_empty() {
+            return Err("it has no host");
+        }
+        if port.is_some_and(|port| port.parse::<u16>().is_err()) {
+            return Err("its port is not a port");
+        }
+        Ok(Self(text.to_string()))
+    }
+
+    /// The whole URL, for the one place that connects.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// The URL with `***` for the password.
+    pub fn redacted(&self) -> String {
+        redact(&self.0)
+    }
+}
+
+/// Works on anything, since a broken URL may hold a password as well: from the first `:` after the scheme
+/// up to the last `@`.
+pub(super) fn redact(url: &str) -> String {
+    let start = url.find("://").map_or(0, |at| at + 3);
+    match url[start..].rfind('@').map(|at| at + start) {
+        None => url.to_string(),
+        Some(end) => match url[start..end].find(':') {
+            None => url.to_string(),
+            Some(colon) => format!("{}:***{}", &url[..start + colon], &url[end..]),
+        },
+    }
+}
+
+impl fmt::Display for AmqpUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.redacted())
+    }
+}
+
+impl fmt::Debug for AmqpUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.redacted())
+    }
+}
+
+/// What the names of all exchanges and queues start with: 1 to 32 of `[a-z0-9-_.]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prefix(String);
+
+impl Prefix {
+    pub fn parse(text: &str) -> Option<Self> {
+        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_.".contains(&b);
+        ((1..=32).contains(&text.len()) && text.bytes().all(allowed)).then(|| Self(text.to_string()))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// How clients prove who they are.
+#[derive(Debug, Clone)]
+pub enum Auth {
+    /// They do not: everybody is who they say. For development.
+    Insecure,
+    Jwt(Jwt),
+}
+
+#[derive(Debug, Clone)]
+pub struct Jwt {
+    /// Of HS256 tokens. With no secret there is a public key, and the other way round; both may be there.
+    pub secret: Option<Secret>,
+    pub public_key: Option<PublicKey>,
+    pub issuer: Option<String>,
+    pub audience: Option<String>,
+}
+
+/// A key together with the one algorithm that it may be used with (RFC 8725 section 3.1).
+#[derive(Debug, Clone)]
+pub struct PublicKey {
+    pub algorithm: Algorithm,
+    pub key: DecodingKey,
+}
+
+impl PublicKey {
+    /// Recognises RSA (RS256) and Ed25519 (EdDSA).
+    pub fn parse(pem: &str) -> Result<Self, &'static str> {
+        if pem.contains("PRIVATE KEY") {
+            return Err("this is a private key; a gateway needs, and should have, only the public one");
+        }
+        if !pem.contains("PUBLIC KEY") {
+            return Err("this is not a public key in PEM");
+        }
+        // DER of the modulus alone takes 256 bytes at 2048 bits; verification refuses shorter keys later.
+        let long_enough = |key: &DecodingKey| key.try_get_as_bytes().is_ok_and(|der| der.len() > 256);
+        if let Ok(key) = DecodingKey::from_ed_pem(pem.as_bytes()) {
+            // An Ed448 key is longer, and not supported.
+            if key.try_get_as_bytes().is_ok_and(|raw| raw.len() == 32) {
+                return Ok(Self { algorithm: Algorithm::EdDSA, key });
+            }
+        } else if let Ok(key) = DecodingKey::from_rsa_pem(pem.as_bytes()) {
+            if long_enough(&key) {
+                return Ok(Self { algorithm: Algorithm::RS256, key });
+            }
+            return Err("this RSA key has less than 2048 bits");
+        }
+        Err("this key is neither RSA nor Ed25519")
+    }
+}
+
+/// Which web pages may open a socket (RFC 6455 section 10.2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origins {
+    /// Pages from the host that the request is for.
+    SameHost,
+    /// Pages from anywhere.
+    Any,
+    /// Pages from exactly these origins, written as browsers do.
+    Listed(Vec<String>),
+}
+
+impl Origins {
+    /// Whether a request with these `Origin` and `Host` headers may pass. A request without an `Origin` does
+    /// not come from a page, and is not asked here.
+    pub fn allow(&self, origin: &str, host: Option<&str>) -> bool {
+        match self {
+            Origins::Any => true,
+            Origins::Listed(list) => list.iter().any(|listed| listed == origin),
+            Origins::SameHost => host.is_some_and(|host| {
+                origin.split_once("://").is_some_and(|(scheme, authority)| {
+                    let host = host.to_ascii_lowercase();
+                    !authority.is_empty() && authority == without_default_port(scheme, &host)
+                })
+            }),
+        }
+    }
+
+    pub(super) fn parse(list: &str) -> Result<Self, String> {
+        if list.trim() == "*" {
+            return Ok(Origins::Any);
+        }
+        let listed: Result<Vec<_>, _> =
+            list.split(',').map(str::trim).filter(|entry| !entry.is_empty()).map(origin).collect();
+        listed.map(|listed| if listed.is_empty() { Origins::SameHost } else { Origins::Listed(listed) })
+    }
+}
+
+/// One entry of the list in the form in which browsers send it (RFC 6454 section 6.2): lower case, and
+/// without a port that the scheme implies.
+fn origin(entry: &str) -> Result<String, String> {
+    let entry = entry.to_ascii_lowercase();
+    let refuse = || format!("{entry:?} is not scheme://host[:port]");
+    let (scheme, authority) = entry.split_once("://").ok_or_else(refuse)?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
+    let form = !scheme.is_empty()
+        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+        && !authority.is_empty()
+        && !authority.starts_with(':')
+        && authority.chars().all(plain);
+    if !form {
+        return Err(refuse());
+    }
+    Ok(format!("{scheme}://{}", without_default_port(scheme, authority)))
+}
+
+fn without_default_port<'a>(scheme: &str, authority: &'a str) -> &'a str {
+    let port = match scheme {
+        "http" => ":80",
+        "https" => ":443",
+        _ => return authority,
+    };
+    authority.strip_suffix(port).unwrap_or(authority)
+}
+
+/// How a node finds the sessions of a user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Routing {
+    Directory,
+}
+
+/// The type of the durable ingress queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueType {
+    Classic,
+    Quorum,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// A token bucket for the publishes of one session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    pub per_second: NonZeroU32,
+    pub burst: NonZeroU32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_not_shown() {
+        assert_eq!(format!("{:?}", Secret::new("canary")), "***");
+        for (url, shown) in [
+            ("amqp://gateway:canary@mq:5672/%2f", "amqp://gateway:***@mq:5672/%2f"),
+            ("amqps://gateway:can/ary@x@mq", "amqps://gateway:***@mq"),
+            ("amqp://mq", "amqp://mq"),
+        ] {
+            assert_eq!(redact(url), shown);
+        }
+        let url = AmqpUrl::parse("amqp://gateway:canary@mq").unwrap();
+        assert!(!format!("{url:?} {url}").contains("canary"));
+    }
+
+    #[test]
+    fn broker_urls_have_a_scheme_a_host_and_a_port() {
+        for good in
+            ["amqp://mq", "amqps://u:p@mq:5671/vhost?heartbeat=10", "amqp://[::1]:5672/", "amqp://[::1]"]
+        {
+            assert!(AmqpUrl::parse(good).is_ok(), "{good}");
+        }
+        for bad in ["mq:5672", "http://mq", "amqp://", "amqp://u:p@", "amqp://mq:port", "amqp://m q"] {
+            assert!(AmqpUrl::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn origins_match_exactly() {
+        let listed = Origins::parse("https://app.example.com:443, http://LOCALHOST:3000").unwrap();
+        for good in ["https://app.example.com", "http://localhost:3000"] {
+            assert!(listed.allow(good, None), "{good}");
+        }
+        for bad in [
+            "null",
+            "",
+            "https://app.example.com.evil.com",
+            "https://evilapp.example.com",
+            "https://app.example.com.",
+            "https://app.example.com:8443",
+            "http://app.example.com",
+            "HTTPS://APP.EXAMPLE.COM",
+            "https://app.example.com/",
+            "https://app.example.com, http://localhost:3000",
+        ] {
+            assert!(!listed.allow(bad, Some("app.example.com")), "{bad}");
+        }
+        assert_eq!(Origins::parse("").unwrap(), Origins::SameHost);
+        assert!(Origins::Any.allow("null", None));
+        for bad in ["example.com", "https://", "https://a/b", "https://:1", "*, https://a", "https://u@a"] {
+            assert!(Origins::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_same_host_is_compared_with_its_port() {
+        for (origin, host, allowed) in [
+            ("http://localhost:8080", "localhost:8080", true),
+            ("https://app.example.com", "App.Example.com:443", true),
+            ("https://app.example.com", "app.example.com", true),
+            ("https://app.example.com", "app.example.com:8080", false),
+            ("https://evil.com", "app.example.com", false),
+            ("null", "app.example.com", false),
+            ("https://", "", false),
+        ] {
+            assert_eq!(Origins::SameHost.allow(origin, Some(host)), allowed, "{origin} {host}");
+        }
+        assert!(!Origins::SameHost.allow("https://a", None));
+    }
+}
