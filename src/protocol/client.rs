@@ -62,6 +62,7 @@ impl PublishRequest<'_> {
             sender,
             event: self.event.map(Cow::into_owned),
             payload: Bytes::copy_from_slice(payload.as_bytes()),
+            is_base64: false,
             accepted_ms: now_ms,
             expires_ms: self.ttl.map(|ttl| now_ms + ttl),
             guarantee: self.delivery,

@@ -43,6 +43,8 @@ pub struct Message {
     pub event: Option<String>,
     /// A valid JSON value, kept as the bytes that came in.
     pub payload: Bytes,
+    /// The payload is a JSON string of base64, since the publisher sent bytes that are no JSON.
+    pub is_base64: bool,
     pub accepted_ms: u64,
     /// After this moment the message is `expired`; `None` = never.
     pub expires_ms: Option<u64>,

@@ -36,6 +36,9 @@ pub fn message(message: &Message) -> Bytes {
     }
     out.extend_from_slice(b",\"payload\":");
     out.extend_from_slice(&message.payload);
+    if message.is_base64 {
+        out.extend_from_slice(br#","encoding":"base64""#);
+    }
     out.extend_from_slice(b",\"ts\":");
     json(&message.accepted_ms, &mut out);
     out.push(b'}');
@@ -187,6 +190,7 @@ mod tests {
             },
             event: Some("chat".into()),
             payload: Bytes::from_static(br#"{"text":"hi"}"#),
+            is_base64: false,
             accepted_ms: 5,
             expires_ms: None,
             guarantee: Guarantee::AtLeastOnce,

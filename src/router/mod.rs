@@ -18,6 +18,7 @@ use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::config::Routing;
 use crate::bus::{Bus, Destination, Link, Outcome};
 use crate::delivery::envelope::{Envelope, Origin, Scope, Tag};
 use crate::delivery::receipt_sender::ReceiptSender;
@@ -29,7 +30,7 @@ use crate::ids::{NodeId, UserId};
 use crate::protocol::message::{Guarantee, Message, Settlement};
 use crate::protocol::server;
 use crate::protocol::target::Target;
-use strategy::{Lookup, Nodes, Route, Strategy};
+use strategy::{route, Lookup, Nodes, Route};
 
 /// Called exactly once with the message's fate, on any thread: it must return at once.
 pub type Settle = Box<dyn FnOnce(Settlement) + Send>;
@@ -40,7 +41,7 @@ const ATTEMPTS_MAX: u8 = 2;
 #[derive(Debug, Clone)]
 pub struct RouterSettings {
     pub node: NodeId,
-    pub strategy: Strategy,
+    pub routing: Routing,
     /// Messages awaiting receipts. Overflow policy: the sender is told `overloaded`.
     pub pending_max: usize,
     pub receipt_timeout: Duration,
@@ -156,7 +157,7 @@ impl Router {
             return settle(failed(Code::Expired, "the time to live is over"));
         }
         let frame = server::message(&message);
-        match self.settings.strategy.route(&message.target, &**self) {
+        match route(self.settings.routing, &message.target, &**self) {
             Route::Unsupported => settle(failed(Code::BadRequest, "channels are not part of this version")),
             Route::Everyone => self.publish_to_everyone(message, frame, settle),
             Route::Nodes(nodes) => {
@@ -323,7 +324,7 @@ impl Router {
             });
         }
         pending.attempt += 1;
-        let Route::Nodes(mut nodes) = self.settings.strategy.route(&pending.message.target, &**self) else {
+        let Route::Nodes(mut nodes) = route(self.settings.routing, &pending.message.target, &**self) else {
             return (pending.settle)(unavailable());
         };
         nodes.retain(|node| !not_here.contains(node));

@@ -1,18 +1,12 @@
-//! Where a message goes: pure decisions behind one enum.
+//! Where a message goes: pure decisions behind one enum, [`Routing`].
 
 use smallvec::SmallVec;
 
+use crate::config::Routing;
 use crate::ids::{NodeId, UserId};
 use crate::protocol::target::Target;
 
 pub type Nodes = SmallVec<[NodeId; 2]>;
-
-/// How the nodes that hold a target are found (`WARREN_ROUTING`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Strategy {
-    /// Each node knows which nodes hold which user: one hop to these.
-    Directory,
-}
 
 /// What a strategy may ask.
 pub trait Lookup {
@@ -33,16 +27,16 @@ pub enum Route {
     Unsupported,
 }
 
-impl Strategy {
-    pub fn route(self, target: &Target, lookup: &impl Lookup) -> Route {
-        match (self, target) {
+/// Decides by the strategy that `WARREN_ROUTING` names.
+pub fn route(strategy: Routing, target: &Target, lookup: &impl Lookup) -> Route {
+        match (strategy, target) {
             (_, Target::Broadcast) => Route::Everyone,
             (_, Target::Channel(_)) => Route::Unsupported,
             (_, Target::Session(session)) => {
                 let reachable = session.node == *lookup.this_node() || lookup.is_live(&session.node);
                 Route::Nodes(reachable.then(|| session.node.clone()).into_iter().collect())
             }
-            (Strategy::Directory, Target::User(user)) => {
+            (Routing::Directory, Target::User(user)) => {
                 let mut nodes = lookup.nodes_of(user);
                 if lookup.user_is_here(user) {
                     nodes.push(lookup.this_node().clone());
@@ -50,7 +44,6 @@ impl Strategy {
                 Route::Nodes(nodes)
             }
         }
-    }
 }
 
 #[cfg(test)]
@@ -86,7 +79,7 @@ mod tests {
     #[test]
     fn targets_go_where_they_are() {
         let world = World { this: node("a"), here: true, others: smallvec![node("b")] };
-        let route = |target: &str| Strategy::Directory.route(&Target::parse(target).unwrap(), &world);
+        let route = |target: &str| super::route(Routing::Directory, &Target::parse(target).unwrap(), &world);
         assert_eq!(route("broadcast"), Route::Everyone);
         assert_eq!(route("user.1"), Route::Nodes(smallvec![node("b"), node("a")]));
         assert_eq!(route("session.a~1"), Route::Nodes(smallvec![node("a")]));

@@ -1,13 +1,6 @@
 //! A token bucket of eight bytes: how many publishes a session may make. Pure.
 
-use std::num::NonZeroU32;
-
-/// `per_second` publishes on average, `burst` at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rate {
-    pub per_second: NonZeroU32,
-    pub burst: NonZeroU32,
-}
+use crate::config::RateLimit;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bucket {
@@ -17,12 +10,12 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    pub(super) fn full(rate: Option<Rate>, now: u32) -> Self {
+    pub(super) fn full(rate: Option<RateLimit>, now: u32) -> Self {
         Self { tokens: rate.map_or(0.0, |rate| rate.burst.get() as f32), filled_at: now }
     }
 
     /// Takes a token; `None` if there is none. Without a rate there always is one.
-    pub(super) fn take(mut self, rate: Option<Rate>, now: u32) -> Option<Self> {
+    pub(super) fn take(mut self, rate: Option<RateLimit>, now: u32) -> Option<Self> {
         let Some(rate) = rate else { return Some(self) };
         let passed_s = now.wrapping_sub(self.filled_at) as f32 / 1000.0;
         let refilled = self.tokens + passed_s * rate.per_second.get() as f32;
@@ -35,11 +28,12 @@ impl Bucket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::num::NonZeroU32;
 
     #[test]
     fn bursts_then_refills_exactly() {
         let rate =
-            Some(Rate { per_second: NonZeroU32::new(10).unwrap(), burst: NonZeroU32::new(3).unwrap() });
+            Some(RateLimit { per_second: NonZeroU32::new(10).unwrap(), burst: NonZeroU32::new(3).unwrap() });
         let mut bucket = Bucket::full(rate, 0);
         for _ in 0..3 {
             bucket = bucket.take(rate, 0).unwrap();

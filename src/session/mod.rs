@@ -19,8 +19,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 use crate::auth::{Identity, Verifier};
-
-pub use limiter::Rate;
+use crate::config::RateLimit;
 
 /// How sessions behave; the same for all of a node.
 #[derive(Debug, Clone)]
@@ -29,7 +28,7 @@ pub struct SessionSettings {
     pub message_bytes_max: u32,
     /// Bytes queued for a socket that does not take them. Overflow policy: the socket is closed with 4102.
     pub outbox_bytes_max: usize,
-    pub publish_rate: Option<Rate>,
+    pub publish_rate: Option<RateLimit>,
     /// Publishes of one session that await their settlement. Overflow policy: `overloaded`.
     pub in_flight_max: u32,
     pub ping_interval: Duration,

@@ -312,7 +312,7 @@ impl WorkerState {
             Phase::Unknown if elapsed(session.opened_at, now) >= millis(self.settings.auth_timeout) => {
                 session.close(CloseCode::Unauthorized, 0, now)
             }
-            Phase::Open if session.identity().is_some_and(|who| who.is_expired(unix_s)) => {
+            Phase::Open if is_expired(session, unix_s) => {
                 session.close(CloseCode::TokenExpired, 0, now)
             }
             Phase::Unknown | Phase::Open => self.look_at_pings(session, now),
@@ -367,6 +367,11 @@ impl WorkerState {
             session.close(CloseCode::Drain, rand::random_range(0..=1_000), now);
         }
     }
+}
+
+fn is_expired(session: &Session, unix_s: u64) -> bool {
+    let identity = session.identity.borrow();
+    identity.as_ref().and_then(|identity| identity.expires_unix_s).is_some_and(|at| at <= unix_s)
 }
 
 fn elapsed(since: u32, now: u32) -> u32 {

@@ -1,0 +1,141 @@
+//! Every metric: its name, its help, where it is counted.
+
+use prometheus_client::encoding::{text, EncodeLabelSet};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// The door that a message came through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Door {
+    Session,
+    Http,
+    Ingress,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    door: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CloseLabels {
+    code: u16,
+}
+
+/// What is true at the moment of a scrape.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Snapshot {
+    pub sessions: usize,
+    pub users: usize,
+    pub nodes: usize,
+    pub pending: usize,
+    pub link_ready: bool,
+}
+
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    settled: Family<OutcomeLabels, Counter>,
+    opened: Counter,
+    closed: Family<CloseLabels, Counter>,
+    refused: Counter,
+    dead: Counter,
+    sessions: Gauge,
+    users: Gauge,
+    nodes: Gauge,
+    pending: Gauge,
+    link_ready: Gauge,
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("warren");
+        macro_rules! metric {
+            ($metric:expr, $name:literal, $help:literal) => {{
+                let metric = $metric;
+                registry.register($name, $help, metric.clone());
+                metric
+            }};
+        }
+        Self {
+            settled: metric!(Family::default(), "messages_settled", "Messages settled, by door and outcome"),
+            opened: metric!(Counter::default(), "sessions_opened", "Sessions begun"),
+            closed: metric!(Family::default(), "sessions_closed", "Sessions closed by this node, by close code"),
+            refused: metric!(Counter::default(), "handshakes_refused", "Upgrade requests refused"),
+            dead: metric!(Counter::default(), "messages_dead", "Messages sent to the dead queue"),
+            sessions: metric!(Gauge::default(), "sessions", "Sessions on this node"),
+            users: metric!(Gauge::default(), "users", "Users with a session on this node"),
+            nodes: metric!(Gauge::default(), "nodes", "Live nodes that this node knows, itself included"),
+            pending: metric!(Gauge::default(), "messages_pending", "Messages that await a receipt"),
+            link_ready: metric!(Gauge::default(), "link_ready", "1 while the broker can be used"),
+            registry,
+        }
+    }
+
+    pub fn settled(&self, door: Door, outcome: &'static str) {
+        let door = match door {
+            Door::Session => "session",
+            Door::Http => "http",
+            Door::Ingress => "ingress",
+        };
+        self.settled.get_or_create(&OutcomeLabels { door, outcome }).inc();
+    }
+
+    pub fn session_opened(&self) {
+        self.opened.inc();
+    }
+
+    pub fn session_closed(&self, code: u16) {
+        self.closed.get_or_create(&CloseLabels { code }).inc();
+    }
+
+    pub fn handshake_refused(&self) {
+        self.refused.inc();
+    }
+
+    pub fn message_dead(&self) {
+        self.dead.inc();
+    }
+
+    /// The OpenMetrics text, with these values for what is not counted but looked up.
+    pub fn render(&self, now: Snapshot) -> String {
+        self.sessions.set(now.sessions as i64);
+        self.users.set(now.users as i64);
+        self.nodes.set(now.nodes as i64);
+        self.pending.set(now.pending as i64);
+        self.link_ready.set(now.link_ready.into());
+        let mut out = String::new();
+        // Writing to a string cannot fail.
+        let _ = text::encode(&mut out, &self.registry);
+        out
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_shown() {
+        let metrics = Metrics::new();
+        metrics.settled(Door::Http, "delivered");
+        metrics.session_closed(4102);
+        let text = metrics.render(Snapshot { sessions: 3, ..Snapshot::default() });
+        for line in [
+            "warren_messages_settled_total{door=\"http\",outcome=\"delivered\"} 1",
+            "warren_sessions_closed_total{code=\"4102\"} 1",
+            "warren_sessions 3",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+    }
+}
