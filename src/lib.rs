@@ -17,3 +17,4 @@ pub mod ids;
 pub mod protocol;
 // places
 pub mod bus;
+pub mod directory;
