@@ -1,1 +1,270 @@
-//! placeholder
+//! Who is where: each node's replica of which users and channels the other nodes have.
+//!
+//! Every node tells all the others which keys it has, over the control exchange. The directory is a hint and
+//! never the truth: a wrong entry costs a `not_here` receipt and a look into the mailbox, never a message.
+//!
+//! Reading order: `key` and `gossip` are the words; `local` (own keys), `replica` (a copy of a peer's) and
+//! `peers` (who lives) are joined in `state`, a pure machine whose timers are in `schedule`; `service` is the
+//! task that lets it run over a [`Bus`].
+
+mod gossip;
+mod key;
+mod local;
+mod peers;
+mod replica;
+mod schedule;
+mod service;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use smallvec::SmallVec;
+use tokio::sync::{mpsc, Notify};
+use tokio::time::Instant;
+
+pub use self::gossip::{GossipError, Info};
+pub use self::key::Key;
+pub use self::service::{ServiceHandle, GOSSIP_KIND, PROBE_KIND};
+
+use self::gossip::Gossip;
+use self::state::State;
+use crate::bus::{Bus, Outcome};
+use crate::ids::{Incarnation, NodeId};
+
+/// Room for membership notices that the router has not read yet. When it is full, up to
+/// `service::NOTICES_KEPT` more wait in the service, in order; beyond that the oldest is dropped, with an
+/// error in the log: a loss that goes unnoticed costs its pending messages their deadline.
+const MEMBERSHIP_CAPACITY: usize = 256;
+
+/// What the router must know about the cluster as it happens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Membership {
+    Up(NodeId),
+    /// What is pending for this incarnation will not be answered. An `Up` of the same node may follow.
+    Lost(NodeId, Incarnation),
+    /// Another process uses this node's id: messages reach either or both. A mistake in the configuration.
+    Conflict,
+}
+
+/// What is known about a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerInfo {
+    pub node: NodeId,
+    /// `None` only for this node itself, while it has no link.
+    pub incarnation: Option<Incarnation>,
+    /// What the node last said about itself.
+    pub info: Info,
+    /// Users and channels in its copy here.
+    pub keys: usize,
+    /// Whether that copy is known to be right.
+    pub synced: bool,
+    /// How long ago the node was last heard.
+    pub silent_for: Duration,
+}
+
+/// A cheap handle; all clones share one directory.
+#[derive(Clone)]
+pub struct Directory {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    bus: Arc<dyn Bus>,
+    began: Instant,
+    /// Held for microseconds at a time, and never across an await.
+    state: RwLock<State>,
+    /// Tells the service that there is something to do sooner than it thinks.
+    wake: Notify,
+}
+
+impl Directory {
+    /// Starts the service task, which must be in a tokio runtime. It ends when the handle is dropped.
+    pub fn start(node: NodeId, bus: Arc<dyn Bus>) -> (Self, mpsc::Receiver<Membership>, ServiceHandle) {
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let info = Info {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_ms: u64::try_from(started.as_millis()).unwrap_or_default(),
+            ..Info::default()
+        };
+        let seed = RandomState::new().hash_one(node.as_str());
+        let shared = Shared {
+            bus,
+            began: Instant::now(),
+            state: RwLock::new(State::new(node, info, seed)),
+            wake: Notify::new(),
+        };
+        let directory = Self { shared: Arc::new(shared) };
+        let (membership, members) = mpsc::channel(MEMBERSHIP_CAPACITY);
+        let handle = service::start(directory.clone(), membership);
+        (directory, members, handle)
+    }
+
+    // ---- lookups ----
+
+    /// The live peers that have the key, as far as is known here. Never this node itself.
+    pub fn nodes_of(&self, key: Key) -> SmallVec<[NodeId; 2]> {
+        let state = self.read();
+        state
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.replica.contains(key))
+            .map(|(node, _)| node.clone())
+            .collect()
+    }
+
+    /// The incarnation of a live peer, or of this node itself while it has a link.
+    pub fn incarnation_of(&self, node: &NodeId) -> Option<Incarnation> {
+        let state = self.read();
+        if *node == state.own.node {
+            return state.own.incarnation;
+        }
+        state.peers.get(node).map(|peer| peer.replica.incarnation())
+    }
+
+    pub fn is_live(&self, node: &NodeId) -> bool {
+        self.incarnation_of(node).is_some()
+    }
+
+    /// The live peers, by node id. Without this node itself, which [`this_node`](Self::this_node) describes.
+    pub fn peers(&self) -> Vec<PeerInfo> {
+        let now = self.now();
+        let state = self.read();
+        let describe = |(node, peer): (&NodeId, &peers::Peer)| PeerInfo {
+            node: node.clone(),
+            incarnation: Some(peer.replica.incarnation()),
+            info: peer.info.clone(),
+            keys: peer.replica.count(),
+            synced: peer.replica.synced(),
+            silent_for: now.saturating_sub(peer.last_heard),
+        };
+        state.peers.iter().map(describe).collect()
+    }
+
+    pub fn this_node(&self) -> PeerInfo {
+        let state = self.read();
+        PeerInfo {
+            node: state.own.node.clone(),
+            incarnation: state.own.incarnation,
+            info: state.own.info.clone(),
+            keys: state.local.count(),
+            synced: true,
+            silent_for: Duration::ZERO,
+        }
+    }
+
+    /// Whether every copy is known to be right and the control exchange has been heard since the link came up.
+    /// Until then more lookups than usual come back empty.
+    pub fn synced(&self) -> bool {
+        let state = self.read();
+        state.control_read_to.is_some() && state.peers.iter().all(|(_, peer)| peer.replica.synced())
+    }
+
+    /// How long ago this node sent the last heartbeat that came back to it through the broker. `None`: none
+    /// has since the link came up.
+    pub fn control_seen_ago(&self) -> Option<Duration> {
+        let now = self.now();
+        self.read().control_read_to.map(|at| now.saturating_sub(at))
+    }
+
+    // ---- what this node has ----
+
+    /// The first session of a user, or the first subscriber of a channel, is here.
+    pub fn join(&self, key: Key) {
+        let now = self.now();
+        let sooner = self.write().join(key, now);
+        self.wake_if(sooner);
+    }
+
+    /// The last one is gone.
+    pub fn leave(&self, key: Key) {
+        let now = self.now();
+        let sooner = self.write().leave(key, now);
+        self.wake_if(sooner);
+    }
+
+    pub fn set_load(&self, sessions: u64, users: u64) {
+        let info = &mut self.write().own.info;
+        (info.sessions, info.users) = (sessions, users);
+    }
+
+    /// The routing strategy, for the others to show.
+    pub fn set_strategy(&self, strategy: &str) {
+        self.write().own.info.strategy = strategy.to_owned();
+    }
+
+    /// The others are told at once. They go on sending: the sessions are still here.
+    pub fn set_draining(&self) {
+        let now = self.now();
+        {
+            let mut state = self.write();
+            state.own.info.draining = true;
+            state.schedule.heartbeat_by(now);
+        }
+        self.wake_if(true);
+    }
+
+    /// Tells the others that this node leaves; nothing is gossiped after it. True once the broker confirmed it.
+    /// False costs the others a returned publish, or the time of three heartbeats.
+    pub async fn bye(&self) -> bool {
+        let farewell = self.write().bye();
+        let Some(farewell) = farewell else { return false };
+        let Some(publish) = service::to_all(&farewell) else { return false };
+        crate::bus::publish_confirmed(&*self.shared.bus, publish).await == Outcome::Confirmed
+    }
+
+    // ---- what is heard ----
+
+    /// Takes the body of a delivery from the control queue, or of one of kind [`GOSSIP_KIND`] from the node
+    /// queue. An error is for the log: such a body is of no use again.
+    pub fn on_gossip(&self, body: &[u8]) -> Result<(), GossipError> {
+        let gossip = Gossip::decode(body)?;
+        let now = self.now();
+        let sooner = {
+            let mut state = self.write();
+            let before = state.next_poll();
+            state.receive(gossip, now);
+            !state.effects.is_empty() || state.next_poll() < before
+        };
+        self.wake_if(sooner);
+        Ok(())
+    }
+
+    /// A direct publish to `node` came back unroutable. `incarnation`: which one was live when it was sent, as
+    /// [`incarnation_of`](Self::incarnation_of) said, so that a newer one does not pay for it.
+    pub fn returned(&self, node: &NodeId, incarnation: Option<Incarnation>) {
+        let now = self.now();
+        let sooner = {
+            let mut state = self.write();
+            state.returned(node, incarnation, now);
+            !state.effects.is_empty()
+        };
+        self.wake_if(sooner);
+    }
+
+    // ---- for the service ----
+
+    fn now(&self) -> Duration {
+        self.shared.began.elapsed()
+    }
+
+    fn wake_if(&self, sooner: bool) {
+        if sooner {
+            self.shared.wake.notify_one();
+        }
+    }
+
+    // A panic elsewhere while the lock was held leaves a hint that may be wrong, which it may be at any time.
+
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.shared.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.shared.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,190 @@
+//! The task that lets the directory run: it keeps the timers, follows the link and carries out effects.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::sleep_until;
+
+use super::gossip::Gossip;
+use super::state::{Effect, Recipients};
+use super::{Directory, Membership};
+use crate::bus::{Destination, Link, Outcome, Properties, Publish, Publishing};
+use crate::ids::{Incarnation, NodeId};
+
+/// AMQP `type` of gossip, on whichever exchange it comes.
+pub const GOSSIP_KIND: &str = "gossip";
+/// AMQP `type` of a probe. It has no body and asks for nothing: that it was routed is the answer.
+pub const PROBE_KIND: &str = "probe";
+/// Notices that wait for room in the membership channel; see there.
+pub(super) const NOTICES_KEPT: usize = 4_096;
+/// All gossip has one order key: a heartbeat must not overtake the deltas that it counts.
+const ORDER_KEY: u64 = 0xd12e_c702;
+
+/// Dropping it ends the service: this node falls silent.
+#[derive(Debug)]
+pub struct ServiceHandle(JoinHandle<()>);
+
+impl Drop for ServiceHandle {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+pub(super) fn start(directory: Directory, membership: mpsc::Sender<Membership>) -> ServiceHandle {
+    let service = Service { directory, membership, notices: VecDeque::new(), link: Link::default() };
+    ServiceHandle(tokio::spawn(service.run()))
+}
+
+struct Service {
+    directory: Directory,
+    membership: mpsc::Sender<Membership>,
+    notices: VecDeque<Membership>,
+    link: Link,
+}
+
+impl Service {
+    async fn run(mut self) {
+        let shared = self.directory.shared.clone();
+        let mut links = shared.bus.link();
+        loop {
+            let link = *links.borrow_and_update();
+            self.follow(link);
+            let (effects, next) = {
+                let now = self.directory.now();
+                let mut state = self.directory.write();
+                (state.poll(now), state.next_poll())
+            };
+            for effect in effects {
+                self.carry_out(effect);
+            }
+            let at = next.map(|next| shared.began + next);
+            tokio::select! {
+                changed = links.changed() => {
+                    if changed.is_err() {
+                        return; // The bus is closed for good.
+                    }
+                }
+                () = shared.wake.notified() => {}
+                () = async { if let Some(at) = at { sleep_until(at).await } }, if at.is_some() => {}
+                permit = self.membership.reserve(), if !self.notices.is_empty() => match permit {
+                    Ok(permit) => {
+                        if let Some(notice) = self.notices.pop_front() {
+                            permit.send(notice);
+                        }
+                    }
+                    // Nobody wants to know any more; the directory is of use all the same.
+                    Err(_) => self.notices.clear(),
+                },
+            }
+        }
+    }
+
+    fn follow(&mut self, link: Link) {
+        let now = self.directory.now();
+        let mut state = self.directory.write();
+        if link.incarnation != self.link.incarnation {
+            match link.incarnation {
+                Some(incarnation) => state.link_up(incarnation, now),
+                None => state.link_down(),
+            }
+        }
+        state.set_publishing(link.incarnation.is_some() && link.publishing == Publishing::Ready, now);
+        self.link = link;
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Publish(gossip) => {
+                if let Some(publish) = to_all(&gossip) {
+                    self.directory.shared.bus.publish(publish, Box::new(unless_confirmed));
+                }
+            }
+            Effect::SendTo { nodes, gossip } => {
+                let destination = Destination::Nodes(nodes.iter().map(|(node, _)| node.clone()).collect());
+                if let Some(publish) = publish(destination, &gossip) {
+                    self.send(publish, nodes);
+                }
+            }
+            Effect::Probe { node, incarnation } => self.probe(node, incarnation),
+            Effect::NodeUp { node } => {
+                tracing::info!(%node, "node is up");
+                self.tell(Membership::Up(node));
+            }
+            Effect::NodeLost { node, incarnation, reason } => {
+                tracing::info!(%node, %incarnation, reason = reason.as_str(), "node is gone");
+                self.tell(Membership::Lost(node, incarnation));
+            }
+            Effect::Conflict { incarnation } => {
+                tracing::error!(%incarnation, "another process uses this node id");
+                self.tell(Membership::Conflict);
+            }
+        }
+    }
+
+    fn probe(&self, node: NodeId, incarnation: Incarnation) {
+        let publish = Publish {
+            to: Destination::Nodes([node.clone()].into_iter().collect()),
+            properties: properties(PROBE_KIND),
+            body: Bytes::new(),
+            order_key: ORDER_KEY,
+        };
+        self.send(publish, [(node, incarnation)].into_iter().collect());
+    }
+
+    /// Publishes directly. A return says that none of the nodes has a queue.
+    fn send(&self, publish: Publish, nodes: Recipients) {
+        let directory = self.directory.clone();
+        let done = move |outcome| {
+            if outcome == Outcome::Unroutable {
+                for (node, incarnation) in nodes {
+                    directory.returned(&node, Some(incarnation));
+                }
+            } else {
+                unless_confirmed(outcome);
+            }
+        };
+        self.directory.shared.bus.publish(publish, Box::new(done));
+    }
+
+    fn tell(&mut self, notice: Membership) {
+        if self.notices.len() == NOTICES_KEPT {
+            let dropped = self.notices.pop_front();
+            tracing::error!(?dropped, "the router does not read who is in the cluster");
+        }
+        self.notices.push_back(notice);
+    }
+}
+
+/// Lost gossip mends itself: the next heartbeat shows the gap.
+fn unless_confirmed(outcome: Outcome) {
+    if outcome != Outcome::Confirmed {
+        tracing::debug!(?outcome, "gossip was not confirmed");
+    }
+}
+
+pub(super) fn to_all(gossip: &Gossip) -> Option<Publish> {
+    publish(Destination::Control, gossip)
+}
+
+fn publish(to: Destination, gossip: &Gossip) -> Option<Publish> {
+    match gossip.encode() {
+        Ok(body) => {
+            Some(Publish { to, properties: properties(GOSSIP_KIND), body: body.into(), order_key: ORDER_KEY })
+        }
+        Err(error) => {
+            tracing::error!(%error, "gossip cannot be written");
+            None
+        }
+    }
+}
+
+fn properties(kind: &str) -> Properties {
+    Properties {
+        kind: Some(kind.to_owned()),
+        content_type: (kind == GOSSIP_KIND).then(|| "application/json".to_owned()),
+        persistent: Some(false),
+        ..Properties::default()
+    }
+}

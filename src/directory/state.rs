@@ -1,0 +1,311 @@
+//! The directory as a pure state machine: what is heard and what time it is go in, effects come out.
+//!
+//! Time is the duration since the machine was made, so that a simulation can make it up.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use super::gossip::{Dead, Gossip, Identity, Info, Snapshot, SnapshotRequest};
+use super::key::Key;
+use super::local::Local;
+use super::peers::{Admission, Peers, Proof, Reason};
+use super::replica::REPAIR_RETRY;
+use super::schedule::{Schedule, HELLO_ANSWER_WAIT};
+use crate::ids::{Incarnation, NodeId};
+
+/// A peer that asks again sooner than this after it was sent a snapshot has not read that one yet.
+const SERVED_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// Own incarnations that are remembered. More reconnects than this while one old message lingers do not happen.
+const OWN_INCARNATIONS_KEPT: usize = 256;
+
+/// Nodes, each with the incarnation that is meant.
+pub type Recipients = SmallVec<[(NodeId, Incarnation); 2]>;
+
+/// What the machine wants done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Tell every node.
+    Publish(Gossip),
+    /// Tell these nodes directly.
+    SendTo {
+        nodes: Recipients,
+        gossip: Gossip,
+    },
+    /// Find out whether the node's queue exists; this node's own when it is alone.
+    Probe {
+        node: NodeId,
+        incarnation: Incarnation,
+    },
+    NodeUp {
+        node: NodeId,
+    },
+    NodeLost {
+        node: NodeId,
+        incarnation: Incarnation,
+        reason: Reason,
+    },
+    /// Another process uses our node id.
+    Conflict {
+        incarnation: Incarnation,
+    },
+}
+
+/// This node as the others know it.
+#[derive(Debug)]
+pub(super) struct Own {
+    pub node: NodeId,
+    /// `None` while there is no link.
+    pub incarnation: Option<Incarnation>,
+    /// All of this process, the newest last.
+    incarnations: VecDeque<Incarnation>,
+    /// Whether the broker takes messages.
+    pub publishing: bool,
+    /// The new incarnation has not been announced yet.
+    pub hello_due: bool,
+    /// We said goodbye; nothing may be said after it.
+    pub left: bool,
+    pub info: Info,
+    /// The last foreign incarnation under our node id, and whether it was reported.
+    foreign: Option<(Incarnation, bool)>,
+}
+
+impl Own {
+    /// Our incarnation, if it may be heard of.
+    pub fn speaking(&self) -> Option<Incarnation> {
+        self.incarnation.filter(|_| self.publishing && !self.left)
+    }
+}
+
+#[derive(Debug)]
+pub struct State {
+    pub(super) own: Own,
+    pub(super) local: Local,
+    pub(super) peers: Peers,
+    pub(super) schedule: Schedule,
+    pub(super) effects: Vec<Effect>,
+    /// Everything that was published to the control exchange before this moment has been read here.
+    pub(super) control_read_to: Option<Duration>,
+}
+
+impl State {
+    /// `seed` is for the jitter of the timers alone.
+    pub fn new(node: NodeId, info: Info, seed: u64) -> Self {
+        let own = Own {
+            node,
+            incarnation: None,
+            incarnations: VecDeque::new(),
+            publishing: false,
+            hello_due: false,
+            left: false,
+            info,
+            foreign: None,
+        };
+        Self {
+            own,
+            local: Local::default(),
+            peers: Peers::default(),
+            schedule: Schedule::new(seed),
+            effects: Vec::new(),
+            control_read_to: None,
+        }
+    }
+
+    // ---- the own link ----
+
+    /// The node's queues exist anew: what was published meanwhile is lost to us, and so is what we had told.
+    pub fn link_up(&mut self, incarnation: Incarnation, now: Duration) {
+        self.own.incarnation = Some(incarnation);
+        self.own.incarnations.push_back(incarnation);
+        if self.own.incarnations.len() > OWN_INCARNATIONS_KEPT {
+            self.own.incarnations.pop_front();
+        }
+        self.own.hello_due = true;
+        self.local.begin_anew(now);
+        self.schedule.begin_anew(now);
+        self.control_read_to = None;
+        for (_, peer) in self.peers.iter_mut() {
+            // All answer our hello with a heartbeat, and that tells whether anything was missed at all.
+            peer.replica.doubt(now + REPAIR_RETRY);
+            peer.last_heard = now;
+        }
+    }
+
+    /// The copies stay as hints; nobody is dropped while we cannot hear.
+    pub fn link_down(&mut self) {
+        self.own.incarnation = None;
+        self.own.publishing = false;
+        self.control_read_to = None;
+        self.schedule.forget_askers();
+    }
+
+    /// Whether the broker takes messages now. While it does not, changes gather instead of getting lost.
+    pub fn set_publishing(&mut self, publishing: bool, now: Duration) {
+        if publishing && !self.own.publishing {
+            self.schedule.heartbeat_by(now);
+        }
+        self.own.publishing = publishing;
+    }
+
+    // ---- this node's own keys ----
+
+    /// Whether the time of the next poll is now another one. The same holds for [`leave`](Self::leave).
+    pub fn join(&mut self, key: Key, now: Duration) -> bool {
+        self.local.join(key, now)
+    }
+
+    pub fn leave(&mut self, key: Key, now: Duration) -> bool {
+        self.local.leave(key, now)
+    }
+
+    /// The farewell, to be published after everything that was polled before.
+    pub fn bye(&mut self) -> Option<Gossip> {
+        let incarnation = self.own.speaking();
+        self.own.left = true;
+        Some(Gossip::Bye(Identity { node: self.own.node.clone(), incarnation: incarnation? }))
+    }
+
+    // ---- what is heard ----
+
+    pub fn receive(&mut self, gossip: Gossip, now: Duration) {
+        match gossip {
+            Gossip::Unknown => {}
+            // These two are about somebody; the rest prove that their sender lives.
+            Gossip::Dead(Dead { node, incarnation, .. }) => {
+                self.drop_peer(&node, incarnation, Reason::Unroutable, now);
+            }
+            Gossip::Bye(Identity { node, incarnation }) => {
+                self.drop_peer(&node, incarnation, Reason::Bye, now);
+            }
+            Gossip::Hello(who) => {
+                if self.admit(&who.node, who.incarnation, Proof::Beginning, now) {
+                    self.schedule.heartbeat_by(now + HELLO_ANSWER_WAIT);
+                }
+            }
+            Gossip::Heartbeat(beat) => {
+                if beat.node == self.own.node && Some(beat.incarnation) == self.own.incarnation {
+                    let sent = Duration::from_millis(beat.clock_ms).min(now);
+                    self.control_read_to = self.control_read_to.max(Some(sent));
+                } else if self.admit(&beat.node, beat.incarnation, Proof::Alive, now) {
+                    if let Some(peer) = self.peers.get_mut(&beat.node) {
+                        peer.replica.compare(beat.seq, beat.fingerprint(), now);
+                        peer.info = beat.info;
+                    }
+                    self.ask_if_due(&beat.node, now);
+                }
+            }
+            Gossip::Delta(delta) => {
+                let node = delta.node.clone();
+                if self.admit(&node, delta.incarnation, Proof::Sent, now) {
+                    if let Some(peer) = self.peers.get_mut(&node) {
+                        peer.replica.merge(delta, now);
+                    }
+                    self.ask_if_due(&node, now);
+                }
+            }
+            Gossip::Snapshot(part) => self.on_snapshot(part, now),
+            Gossip::SnapshotRequest(request) => self.on_snapshot_request(request, now),
+        }
+    }
+
+    fn on_snapshot(&mut self, part: Snapshot, now: Duration) {
+        let node = part.node.clone();
+        if self.admit(&node, part.incarnation, Proof::Sent, now) {
+            if let Some(peer) = self.peers.get_mut(&node) {
+                peer.replica.assemble(part, now);
+            }
+        }
+    }
+
+    fn on_snapshot_request(&mut self, request: SnapshotRequest, now: Duration) {
+        if request.of != self.own.node || !self.admit(&request.node, request.incarnation, Proof::Sent, now) {
+            return;
+        }
+        if let Some(peer) = self.peers.get_mut(&request.node) {
+            if peer.served_at.is_none_or(|at| now >= at + SERVED_AGAIN_AFTER) {
+                peer.served_at = Some(now);
+                self.schedule.serve(request.node, request.incarnation, now);
+            }
+        }
+    }
+
+    /// A direct publish that was meant for `incarnation` of `node` came back: at that moment no queue was
+    /// bound for the node. `None`: the node was not known when the publish was sent, so if it is known now, it
+    /// came up since, and the return says nothing about it.
+    pub fn returned(&mut self, node: &NodeId, incarnation: Option<Incarnation>, now: Duration) {
+        let Some(incarnation) = incarnation else { return };
+        if self.drop_peer(node, incarnation, Reason::Unroutable, now) && self.own.speaking().is_some() {
+            let (node, by) = (node.clone(), self.own.node.clone());
+            self.effects.push(Effect::Publish(Gossip::Dead(Dead { node, incarnation, by })));
+        }
+    }
+
+    // ---- in common ----
+
+    /// Whether the message of this sender is to be looked at.
+    fn admit(&mut self, node: &NodeId, incarnation: Incarnation, proof: Proof, now: Duration) -> bool {
+        if *node == self.own.node {
+            self.mirror(incarnation);
+            return false;
+        }
+        match self.peers.admit(node, incarnation, proof, now) {
+            Admission::Refused => false,
+            Admission::Known => true,
+            Admission::New { after } => {
+                if let Some(incarnation) = after {
+                    let (node, reason) = (node.clone(), Reason::Superseded);
+                    self.effects.push(Effect::NodeLost { node, incarnation, reason });
+                }
+                self.effects.push(Effect::NodeUp { node: node.clone() });
+                true
+            }
+        }
+    }
+
+    /// Something was said in our name.
+    fn mirror(&mut self, incarnation: Incarnation) {
+        let Some(&newest) = self.own.incarnations.back() else { return };
+        if self.own.incarnations.contains(&incarnation) {
+            return;
+        }
+        let (again, reported) = match self.own.foreign {
+            Some((foreign, reported)) if foreign == incarnation => (true, reported),
+            _ => (false, false),
+        };
+        // An older one may be the last word of the process whose place we took; if it goes on, it is alive.
+        let report = !reported && (incarnation > newest || again);
+        self.own.foreign = Some((incarnation, reported || report));
+        if report {
+            self.effects.push(Effect::Conflict { incarnation });
+        }
+    }
+
+    /// Whether the peer was live.
+    pub(super) fn drop_peer(
+        &mut self,
+        node: &NodeId,
+        incarnation: Incarnation,
+        reason: Reason,
+        now: Duration,
+    ) -> bool {
+        if *node == self.own.node {
+            return false;
+        }
+        let lost = self.peers.bury(node, incarnation, reason != Reason::Silent, now);
+        if let Some(incarnation) = lost {
+            self.effects.push(Effect::NodeLost { node: node.clone(), incarnation, reason });
+        }
+        lost.is_some()
+    }
+
+    pub(super) fn ask_if_due(&mut self, node: &NodeId, now: Duration) {
+        let Some(own) = self.own.speaking() else { return };
+        let Some(peer) = self.peers.get_mut(node) else { return };
+        if peer.replica.ask(now) {
+            let request = SnapshotRequest { node: self.own.node.clone(), incarnation: own, of: node.clone() };
+            let nodes = SmallVec::from_iter([(node.clone(), peer.replica.incarnation())]);
+            self.effects.push(Effect::SendTo { nodes, gossip: Gossip::SnapshotRequest(request) });
+        }
+    }
+}
