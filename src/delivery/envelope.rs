@@ -10,7 +10,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::bus::{Destination, Properties, Publish};
 use crate::ids::{IdError, MessageId, NodeId, SessionId, UserId};
-use crate::protocol::message::Sender;
+use crate::protocol::message::{Message, Sender};
+use crate::protocol::server;
 use crate::protocol::target::{Target, TargetError};
 
 /// AMQP `type` of what nodes send each other. Anything else on a node queue came from a backend.
@@ -77,6 +78,17 @@ pub enum EnvelopeError {
 }
 
 impl Envelope {
+    /// The envelope of a message of which nobody awaits a receipt.
+    pub fn of(message: &Message) -> Self {
+        Self {
+            id: message.id.clone(),
+            scope: Scope::of(&message.sender),
+            target: message.target.clone(),
+            origin: None,
+            frame: server::message(message),
+        }
+    }
+
     /// `ttl_ms`: what is left of the message's life; the broker drops it from a queue after that.
     pub fn to_publish(&self, to: Destination, ttl_ms: Option<u64>, order_key: u64) -> Publish {
         let properties = Properties {

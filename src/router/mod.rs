@@ -8,7 +8,7 @@
 //! A message is settled exactly once, and its source hears of it only then.
 
 mod arrival;
-mod ask;
+pub mod ask;
 pub mod strategy;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -20,11 +20,13 @@ use tokio::net::TcpStream;
 
 use crate::auth::{Identity, Verifier};
 use crate::config::RateLimit;
+use crate::metrics::Metrics;
 
 /// How sessions behave; the same for all of a node.
 #[derive(Debug, Clone)]
 pub struct SessionSettings {
     pub verifier: Arc<Verifier>,
+    pub metrics: Arc<Metrics>,
     pub message_bytes_max: u32,
     /// Bytes queued for a socket that does not take them. Overflow policy: the socket is closed with 4102.
     pub outbox_bytes_max: usize,

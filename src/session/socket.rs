@@ -123,6 +123,13 @@ impl Socket {
         Sent::Written
     }
 
+    /// Tells the peer that nothing more will come. What it still sends can be read, and must be: a socket that
+    /// is closed with unread input is reset, and the last frames may be lost on the way.
+    pub(super) fn finish(&self) {
+        // A peer that is gone needs to be told nothing.
+        let _ = socket2::SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write);
+    }
+
     pub(super) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.stream.poll_write_ready(cx)
     }

@@ -164,7 +164,8 @@ impl Session {
             };
             self.socket.borrow_mut().send(&frame, None, usize::MAX);
         }
-        self.phase.set(Phase::Closing { until: now });
+        // What the client has not taken by now, it does not want.
+        self.phase.set(Phase::Closing { until: now.wrapping_add(CLOSE_GRACE_MS) });
         self.wake();
     }
 

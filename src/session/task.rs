@@ -102,16 +102,18 @@ impl Future for SessionTask {
         // Reading may have produced answers that the client does not take at once.
         self.poll_write(cx);
         match session.phase.get() {
+            Phase::Unknown | Phase::Open => Poll::Pending,
             Phase::Ended => Poll::Ready(()),
-            // Both close frames have been exchanged, or there is no time left for it.
-            Phase::Closing { until } if self.worker.is_past(until) => {
-                let flushed = session.socket.borrow().is_flushed();
-                match flushed || self.worker.is_past(until.wrapping_add(1_000)) {
+            Phase::Closing { until } => {
+                if session.socket.borrow().is_flushed() {
+                    session.socket.borrow().finish();
+                }
+                // Woken by the client's end of the stream, or by the worker's look when time is up.
+                match self.worker.is_past(until) {
                     true => Poll::Ready(()),
                     false => Poll::Pending,
                 }
             }
-            _ => Poll::Pending,
         }
     }
 }

@@ -1,0 +1,382 @@
+//! A node: puts the parts together, owns every task and thread, drives the phases of its life.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch, Semaphore};
+use tokio::task::{JoinSet, LocalSet};
+
+use crate::auth::{SelfTestFailed, Verifier};
+use crate::bus::memory::MemoryBroker;
+use crate::bus::rabbit::{RabbitBus, RabbitSettings};
+use crate::bus::{Bus, Inboxes, Link};
+use crate::config::{Config, QueueType};
+use crate::delivery::receipt_sender::ReceiptSender;
+use crate::directory::{Directory, Membership, ServiceHandle};
+use crate::http::{self, health::Health, serve, Gate};
+use crate::hub::{Command, Commands, Hub};
+use crate::ids::NodeId;
+use crate::ingress::{backends, peers};
+use crate::lifecycle::{Lifecycle, Phase};
+use crate::metrics::Metrics;
+use crate::protocol::server;
+use crate::protocol::wire;
+use crate::router::{Places, Router, RouterSettings};
+use crate::session::worker::{Worker, ADMISSIONS_MAX};
+use crate::session::{Admission, SessionSettings};
+
+/// How often overdue receipts are looked for.
+const EXPIRE_EVERY: Duration = Duration::from_millis(50);
+/// What remains of the drain time after the last session was told to go, for close frames to cross.
+const DRAIN_TAIL: Duration = Duration::from_millis(1_500);
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot listen on {address}: {error}")]
+    Listen { address: SocketAddr, error: io::Error },
+    #[error("cannot start a worker thread: {0}")]
+    Thread(io::Error),
+    #[error(transparent)]
+    SelfTest(#[from] SelfTestFailed),
+}
+
+/// A running node. Dropping it ends its tasks and, soon after, its worker threads; its sockets are cut.
+pub struct Node {
+    id: NodeId,
+    public: SocketAddr,
+    admin: SocketAddr,
+    drain: Duration,
+    lifecycle: Lifecycle,
+    hub: Arc<Hub>,
+    router: Arc<Router>,
+    bus: Arc<dyn Bus>,
+    tasks: JoinSet<()>,
+    directory_service: ServiceHandle,
+    workers: Vec<std::thread::JoinHandle<()>>,
+    /// Worker threads end when this is dropped.
+    running: watch::Sender<()>,
+}
+
+impl Node {
+    /// Binds every address and starts. Whether the broker can be reached shows in readiness, not here.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        let (bus, inboxes): (Arc<dyn Bus>, Inboxes) = if config.standalone() {
+            let (bus, inboxes) = MemoryBroker::new().attach(config.node_id.clone());
+            (bus, inboxes)
+        } else {
+            let settings = RabbitSettings {
+                urls: config.amqp_urls.iter().map(|url| url.expose().to_owned()).collect(),
+                prefix: config.prefix.as_str().to_owned(),
+                quorum: config.queue_type == QueueType::Quorum,
+            };
+            let (bus, inboxes) = RabbitBus::start(settings, config.node_id.clone());
+            (bus, inboxes)
+        };
+        Self::start_on(config, bus, inboxes).await
+    }
+
+    /// Starts on a bus that is there already: several nodes in one process share a memory broker like this.
+    pub async fn start_on(
+        config: Config,
+        bus: Arc<dyn Bus>,
+        inboxes: Inboxes,
+    ) -> Result<Self, StartError> {
+        let (public, listeners) = bind(config.listen, config.workers)?;
+        let (admin, admin_listener) = bind(config.admin_listen, 1)?;
+        let verifier = Arc::new(Verifier::new(&config)?);
+        let (hub, commands) = Hub::new(config.workers);
+        let hub = Arc::new(hub);
+        let (directory, members, directory_service) = Directory::start(config.node_id.clone(), bus.clone());
+        let (receipts, receipt_task) = ReceiptSender::start(config.node_id.clone(), bus.clone());
+        let settings = RouterSettings {
+            node: config.node_id.clone(),
+            routing: config.routing,
+            pending_max: config.pending_max,
+            receipt_timeout: config.receipt_timeout,
+        };
+        let places = Places { hub: hub.clone(), directory, bus: bus.clone(), receipts };
+        let router = Arc::new(Router::new(settings, places));
+        let gate = Arc::new(Gate {
+            router: router.clone(),
+            verifier: verifier.clone(),
+            lifecycle: Lifecycle::new(),
+            metrics: Arc::new(Metrics::new()),
+            health: Health { link: bus.link() },
+            origins: config.origins.clone(),
+            max_sessions: config.max_sessions,
+            max_message_bytes: config.max_message_bytes,
+        });
+        let mut node = Self {
+            id: config.node_id.clone(),
+            public,
+            admin,
+            drain: config.drain,
+            lifecycle: gate.lifecycle.clone(),
+            hub,
+            router,
+            bus,
+            tasks: JoinSet::new(),
+            directory_service,
+            workers: Vec::new(),
+            running: watch::Sender::new(()),
+        };
+        node.tasks.spawn(async move { drop(receipt_task.await) });
+        node.spawn_pumps(&config, &gate, inboxes, members);
+        node.spawn_admin(&config, gate.clone(), admin_listener)?;
+        node.spawn_workers(&config, &gate, listeners, commands)?;
+        Ok(node)
+    }
+
+    fn spawn_pumps(
+        &mut self,
+        config: &Config,
+        gate: &Gate,
+        inboxes: Inboxes,
+        members: mpsc::Receiver<Membership>,
+    ) {
+        let (router, bus, metrics) = (self.router.clone(), self.bus.clone(), gate.metrics.clone());
+        let message_bytes_max = config.max_message_bytes;
+        self.tasks.spawn(peers::run_node(router.clone(), bus.clone(), metrics.clone(), inboxes.node));
+        self.tasks.spawn(peers::run_control(router.clone(), inboxes.control));
+        self.tasks.spawn(backends::run(router.clone(), bus, metrics, message_bytes_max, inboxes.ingress));
+        self.tasks.spawn(follow_members(router.clone(), members));
+        self.tasks.spawn(follow_link(self.hub.clone(), self.lifecycle.clone(), self.bus.link()));
+        self.tasks.spawn(keep_time(router));
+    }
+
+    fn spawn_admin(
+        &mut self,
+        config: &Config,
+        gate: Arc<Gate>,
+        listeners: Vec<std::net::TcpListener>,
+    ) -> Result<(), StartError> {
+        for listener in listeners {
+            let listener = TcpListener::from_std(listener)
+                .map_err(|error| StartError::Listen { address: self.admin, error })?;
+            let limits = serve::Limits {
+                header_timeout: config.header_timeout,
+                connections: Arc::new(Semaphore::new(config.handshakes_max)),
+            };
+            self.tasks.spawn(serve::run(listener, limits, http::admin(gate.clone())));
+        }
+        Ok(())
+    }
+
+    fn spawn_workers(
+        &mut self,
+        config: &Config,
+        gate: &Arc<Gate>,
+        listeners: Vec<std::net::TcpListener>,
+        commands: Vec<Commands>,
+    ) -> Result<(), StartError> {
+        let limits = serve::Limits {
+            header_timeout: config.header_timeout,
+            connections: Arc::new(Semaphore::new(config.handshakes_max)),
+        };
+        let sessions = SessionSettings {
+            verifier: gate.verifier.clone(),
+            metrics: gate.metrics.clone(),
+            message_bytes_max: u32::try_from(config.max_message_bytes).unwrap_or(u32::MAX),
+            outbox_bytes_max: config.outbox_bytes,
+            publish_rate: config.message_rate,
+            in_flight_max: u32::try_from(config.in_flight_per_session).unwrap_or(u32::MAX),
+            ping_interval: config.ping_interval,
+            pong_timeout: config.pong_timeout,
+            auth_timeout: config.auth_timeout,
+        };
+        for (index, (listener, commands)) in listeners.into_iter().zip(commands).enumerate() {
+            let (admissions, admitted) = mpsc::channel(ADMISSIONS_MAX);
+            let thread = WorkerThread {
+                index,
+                listener,
+                limits: limits.clone(),
+                gate: gate.clone(),
+                sessions: sessions.clone(),
+                commands,
+                admissions,
+                admitted,
+                running: self.running.subscribe(),
+            };
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(StartError::Thread)?;
+            let handle = std::thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || thread.run(&runtime))
+                .map_err(StartError::Thread)?;
+            self.workers.push(handle);
+        }
+        Ok(())
+    }
+
+    pub fn id(&self) -> &NodeId {
+        &self.id
+    }
+
+    /// Where clients connect.
+    pub fn public(&self) -> SocketAddr {
+        self.public
+    }
+
+    /// Where operators look.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    pub fn router(&self) -> &Arc<Router> {
+        &self.router
+    }
+
+    pub fn lifecycle(&self) -> &Lifecycle {
+        &self.lifecycle
+    }
+
+    /// Returns once the node serves: its queues exist and the broker takes its messages.
+    pub async fn ready(&self) {
+        self.lifecycle.reached(Phase::Serving).await;
+    }
+
+    /// Sends the sessions elsewhere, spread over the drain time, and leaves the cluster. `hurry` cuts it short.
+    pub async fn drain(&mut self, hurry: impl std::future::Future<Output = ()>) {
+        self.lifecycle.advance(Phase::Draining);
+        self.router.directory().set_draining();
+        self.bus.leave();
+        let spread = self.drain.saturating_sub(DRAIN_TAIL);
+        let spread_ms = u32::try_from(spread.as_millis()).unwrap_or(u32::MAX);
+        let hub = self.hub.clone();
+        let gone = async {
+            hub.tell_all(|| Command::Drain { spread_ms }).await;
+            while hub.sessions() > 0 {
+                tokio::time::sleep(DRAIN_POLL).await;
+            }
+        };
+        let hurried = async {
+            hurry.await;
+            hub.tell_all(|| Command::Drain { spread_ms: 0 }).await;
+            tokio::time::sleep(DRAIN_TAIL).await;
+        };
+        tokio::select! {
+            () = gone => {}
+            () = hurried => {}
+            () = tokio::time::sleep(self.drain) => {}
+        }
+        self.router.directory().bye().await;
+        self.lifecycle.advance(Phase::Stopped);
+    }
+
+    /// Ends every task and thread of the node. Sockets that are still open are cut.
+    pub async fn stop(mut self) {
+        self.lifecycle.advance(Phase::Stopped);
+        self.tasks.shutdown().await;
+        drop(self.directory_service);
+        self.bus.close();
+        drop(self.running);
+        let workers = std::mem::take(&mut self.workers);
+        let joined = tokio::task::spawn_blocking(move || workers.into_iter().all(|w| w.join().is_ok()));
+        if !joined.await.unwrap_or(false) {
+            tracing::error!("a worker thread panicked");
+        }
+    }
+}
+
+/// Everything that one worker's thread needs.
+struct WorkerThread {
+    index: usize,
+    listener: std::net::TcpListener,
+    limits: serve::Limits,
+    gate: Arc<Gate>,
+    sessions: SessionSettings,
+    commands: Commands,
+    admissions: mpsc::Sender<Admission>,
+    admitted: mpsc::Receiver<Admission>,
+    running: watch::Receiver<()>,
+}
+
+impl WorkerThread {
+    fn run(self, runtime: &tokio::runtime::Runtime) {
+        let local = LocalSet::new();
+        local.block_on(runtime, async move {
+            let listener = match TcpListener::from_std(self.listener) {
+                Ok(listener) => listener,
+                Err(error) => return tracing::error!(%error, "a worker cannot use its listener"),
+            };
+            let router = self.gate.router.clone();
+            let worker = Worker::new(self.index, self.sessions, router, self.commands, self.admitted);
+            let routes = http::public(self.gate.clone(), self.admissions);
+            let mut running = self.running;
+            tokio::select! {
+                () = serve::run(listener, self.limits, routes) => {}
+                () = worker.run() => {}
+                _ = running.changed() => {}
+            }
+        });
+    }
+}
+
+/// As many listeners on one address as asked for. Port 0 is chosen once.
+fn bind(
+    address: SocketAddr,
+    count: usize,
+) -> Result<(SocketAddr, Vec<std::net::TcpListener>), StartError> {
+    let refuse = |error| StartError::Listen { address, error };
+    let first = serve::bind(address).map_err(refuse)?;
+    let bound = first.local_addr().map_err(refuse)?;
+    let mut listeners = vec![first];
+    for _ in 1..count {
+        listeners.push(serve::bind(bound).map_err(refuse)?);
+    }
+    Ok((bound, listeners))
+}
+
+async fn follow_members(router: Arc<Router>, mut members: mpsc::Receiver<Membership>) {
+    while let Some(change) = members.recv().await {
+        match change {
+            Membership::Up(node) => tracing::info!(%node, "a node is here"),
+            Membership::Lost(node, incarnation) => {
+                tracing::info!(%node, %incarnation, "a node is lost");
+                router.node_lost(&node);
+            }
+            Membership::Conflict => {
+                tracing::error!("another process uses this node id: give each node a WARREN_NODE_ID of its own")
+            }
+        }
+    }
+}
+
+/// Serves once the link is up; tells the clients when it was lost in between.
+async fn follow_link(hub: Arc<Hub>, lifecycle: Lifecycle, mut link: watch::Receiver<Link>) {
+    let mut incarnation = None;
+    loop {
+        let now = *link.borrow_and_update();
+        if now.ready() {
+            lifecycle.advance(Phase::Serving);
+            if incarnation.is_some() && incarnation != now.incarnation {
+                tracing::info!("the broker link is back; messages for everyone may have been missed");
+                let frame = wire::text_frame(&server::gap("broker link was lost"));
+                while let Err(full) = hub.deliver_all(&frame) {
+                    hub.room(full).await;
+                }
+            }
+            incarnation = now.incarnation;
+        }
+        if link.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn keep_time(router: Arc<Router>) {
+    let mut ticks = tokio::time::interval(EXPIRE_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        router.expire(Instant::now());
+        let hub = router.hub();
+        router.directory().set_load(hub.sessions() as u64, hub.users() as u64);
+    }
+}
