@@ -64,7 +64,8 @@ impl Decoder {
     /// Reads everything in `input`, which is unmasked in place and may be reused afterwards, and hands each
     /// complete message to `sink`. A frame that lies in `input` as a whole is handed out without a copy.
     ///
-    /// A close frame, a violation and a sink that breaks end the stream: what follows is dropped unread.
+    /// A close frame, a violation and a sink that breaks end the stream: what follows is dropped unread, now and
+    /// in later calls.
     pub fn decode(
         &mut self,
         input: &mut [u8],
@@ -123,8 +124,8 @@ impl Decoder {
         input: &mut [u8],
         sink: &mut impl FnMut(Event<'_>) -> Flow,
     ) -> Result<(usize, Flow), Violation> {
-        if self.unfinished.as_ref().is_some_and(|unfinished| unfinished.frame.is_some()) {
-            return self.more_payload(input, sink);
+        if let Some(frame) = self.unfinished.as_mut().and_then(|unfinished| unfinished.frame.take()) {
+            return self.more_payload(frame, input, sink);
         }
         let Some((header, used)) = self.read_header(input)? else {
             return Ok((input.len(), Flow::Continue(())));
@@ -218,32 +219,36 @@ impl Decoder {
         self.unfinished.get_or_insert_default().frame = Some(frame);
     }
 
+    /// Payload of a frame that began in an earlier read; the frame is put back unless this completes it.
     fn more_payload(
         &mut self,
+        mut frame: Frame,
         input: &mut [u8],
         sink: &mut impl FnMut(Event<'_>) -> Flow,
     ) -> Result<(usize, Flow), Violation> {
-        let unfinished = self.unfinished.get_or_insert_default();
-        let Some(mut frame) = unfinished.frame.take() else { return Ok((0, Flow::Break(()))) };
+        let (fin, opcode, left_before) = (frame.fin, frame.opcode, frame.left);
         let used = frame.left.min(input.len());
         let payload = input.get_mut(..used).unwrap_or_default();
         frame.mask = unmask(payload, frame.mask);
-        let left_before = frame.left;
         frame.left -= used;
-        let (complete, fin, opcode) = (frame.left == 0, frame.fin, frame.opcode);
+        let complete = frame.left == 0;
+        let unfinished = self.unfinished.get_or_insert_default();
         if !complete {
             unfinished.frame = Some(frame);
         }
+        let mut flow = Flow::Continue(());
         if opcode.is_control() {
             unfinished.control.extend_from_slice(payload);
-            if !complete {
-                return Ok((used, Flow::Continue(())));
+            if complete {
+                let payload = std::mem::take(&mut unfinished.control);
+                flow = self.control(opcode, &payload, sink)?;
             }
-            let payload = std::mem::take(&mut unfinished.control);
-            return Ok((used, self.control(opcode, &payload, sink)?));
+        } else {
+            self.append(payload, if fin { left_before } else { usize::MAX })?;
+            if complete {
+                flow = self.end_of_frame(fin, sink)?;
+            }
         }
-        self.append(payload, if fin { left_before } else { usize::MAX })?;
-        let flow = if complete { self.end_of_frame(fin, sink)? } else { Flow::Continue(()) };
         Ok((used, flow))
     }
 

@@ -42,8 +42,9 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Header, usize)>, Violation> 
         return Err(Violation::Protocol("client frame without a mask"));
     }
     let short = second & 0x7f;
+    // An extended length says more than 125 or is not minimal: wrong in either case.
     if opcode.is_control() && usize::from(short) > CONTROL_BYTES_MAX {
-        return Err(Violation::Protocol("control frame longer than 125 bytes"));
+        return Err(Violation::Protocol("control frame with an extended length"));
     }
     let Some((len, mask_at)) = parse_len(short, bytes)? else { return Ok(None) };
     let Some(&mask) = bytes.get(mask_at..).and_then(|rest| rest.first_chunk::<4>()) else { return Ok(None) };
