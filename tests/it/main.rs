@@ -1,0 +1,3 @@
+//! Tests that need neither a broker nor the network.
+
+mod deploy;
