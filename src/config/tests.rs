@@ -79,6 +79,21 @@ fn every_mistake_is_named_at_once() {
 }
 
 #[test]
+fn every_number_and_word_of_the_table_is_read() {
+    for key in KEYS.iter().filter(|key| matches!(key.allowed, Allowed::Number { .. } | Allowed::Word { .. }))
+    {
+        let told = mistakes(&[(key.name, "nonsense")]);
+        assert!(told[0].starts_with(&format!("WARREN_{}=\"nonsense\"", key.name)), "{told:?}");
+    }
+    for key in KEYS {
+        if let Allowed::Number { min, max, .. } = key.allowed {
+            assert!(read(&[(key.name, &(max + 1).to_string())]).is_err(), "{}", key.name);
+            assert!(min == 0 || read(&[(key.name, &(min - 1).to_string())]).is_err(), "{}", key.name);
+        }
+    }
+}
+
+#[test]
 fn combinations_that_would_let_strangers_in_are_refused() {
     let key = ("JWT_SECRET", SECRET);
     for (vars, expected) in [

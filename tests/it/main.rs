@@ -1,7 +1,8 @@
-//! The tests that need no broker, in one binary: a binary per file would link the gateway once per file.
+//! Whole nodes in this process over the in-memory bus, and checks of what is shipped beside the code.
 
 #[path = "../support/mod.rs"]
 mod support;
 
+mod deploy;
 mod rfc6455;
 mod wire_differential;
