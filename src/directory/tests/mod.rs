@@ -1,7 +1,7 @@
 //! Tests of the directory: one per merge rule, a simulated cluster under faults, and the service on a small bus.
 
 mod rules;
-// mod service;
+mod service;
 mod simulation;
 
 use std::time::Duration;
