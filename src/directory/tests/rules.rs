@@ -170,6 +170,18 @@ fn a_wrong_death_is_outlived_by_heartbeats() {
 }
 
 #[test]
+fn a_node_that_moves_to_a_slow_clock_is_not_shut_out_for_ever() {
+    let mut state = state_with_b();
+    state.returned(&node("b"), Some(inc(7)), at(10));
+    state.receive(hello("b", 6), at(20));
+    state.receive(heartbeat("b", 6, 0, &[]), at(30));
+    assert!(state.peers.get(&node("b")).is_none());
+    state.receive(heartbeat("b", 6, 1, &[4]), at(10) + DEATH_HOLDS);
+    state.receive(snapshot("b", 6, 1, (0, 1), &[4]), at(20) + DEATH_HOLDS);
+    assert_eq!((b_is_synced(&state), holders(&state, 4)), (true, vec![node("b")]));
+}
+
+#[test]
 fn silence_ends_with_the_next_heartbeat() {
     let mut state = state_with_b();
     let quiet = at(2) + SILENCE_MAX + HEARTBEAT_EVERY + ROUND_EVERY;

@@ -110,8 +110,8 @@ impl Cluster {
     fn act(&mut self, action: &Action) {
         let (now, incarnation) = (self.now, self.new_incarnation());
         match action {
-            Action::Wait(ms) => return self.run(at(u64::from(*ms))),
-            Action::Start(n) => return self.start(*n),
+            Action::Wait(ms) => self.run(at(u64::from(*ms))),
+            Action::Start(n) => self.start(*n),
             Action::Kill(n) => self.processes[*n] = None,
             Action::Bye(n) => {
                 let farewell = self.processes[*n].as_mut().and_then(|process| {
