@@ -10,7 +10,8 @@ use crate::ids::{Incarnation, NodeId};
 
 /// An incarnation that was declared dead stays so for this long, whatever it says. Its queue is gone, so it
 /// cannot be reached even if its process still talks; but the finder may have been wrong (a broker in a cluster
-/// routes by bindings that may lag), so a heartbeat after this time is believed.
+/// routes by bindings that may lag), so a heartbeat after this time is believed. So is one of an older
+/// incarnation: no heartbeat is that late, but a node that moved to a host whose clock is behind begins with one.
 pub const DEATH_HOLDS: Duration = Duration::from_secs(10);
 /// A grave is kept as long as anything that its node published might still arrive.
 const GRAVE_KEPT: Duration = Duration::from_secs(600);
@@ -132,11 +133,9 @@ impl Peers {
             }
             after = Some(known);
         } else if let Some(grave) = self.graves.get(node) {
-            if incarnation < grave.incarnation {
-                return Admission::Refused;
-            }
-            if incarnation == grave.incarnation {
-                let held = grave.certain && now < grave.since + DEATH_HOLDS;
+            if incarnation <= grave.incarnation {
+                let doomed = grave.certain || incarnation < grave.incarnation;
+                let held = doomed && now < grave.since + DEATH_HOLDS;
                 if proof == Proof::Sent || held {
                     return Admission::Refused;
                 }
