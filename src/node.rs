@@ -68,10 +68,11 @@ impl Node {
             let (bus, inboxes) = MemoryBroker::new().attach(config.node_id.clone());
             (bus, inboxes)
         } else {
+            let urls = config.amqp_urls.iter().map(|url| url.expose().to_owned()).collect();
             let settings = RabbitSettings {
-                urls: config.amqp_urls.iter().map(|url| url.expose().to_owned()).collect(),
                 prefix: config.prefix.as_str().to_owned(),
                 quorum: config.queue_type == QueueType::Quorum,
+                ..RabbitSettings::new(urls)
             };
             let (bus, inboxes) = RabbitBus::start(settings, config.node_id.clone());
             (bus, inboxes)

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use smallvec::smallvec;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::bus::{Destination, Properties, Publish};
+use crate::bus::{Destination, Lane, Properties, Publish};
 use crate::ids::{IdError, MessageId, NodeId, SessionId, UserId};
 use crate::protocol::message::{Message, Sender};
 use crate::protocol::server;
@@ -105,7 +105,7 @@ impl Envelope {
             ],
             ..Properties::default()
         };
-        Publish { to, properties, body: self.frame.clone(), order_key }
+        Publish { to, properties, body: self.frame.clone(), order_key, lane: Lane::Bulk }
     }
 
     pub fn from_delivery(properties: &Properties, body: Bytes) -> Result<Self, EnvelopeError> {
@@ -174,7 +174,7 @@ fn json_publish(to: NodeId, kind: &str, body: &impl Serialize, origin: Option<&O
     };
     // Plain structs of strings and numbers cannot fail to serialize.
     let body = serde_json::to_vec(body).unwrap_or_default().into();
-    Publish { to: Destination::Nodes(smallvec![to]), properties, body, order_key: 0 }
+    Publish { to: Destination::Nodes(smallvec![to]), properties, body, order_key: 0, lane: Lane::Urgent }
 }
 
 pub fn receipts_publish(to: NodeId, receipts: &Receipts) -> Publish {

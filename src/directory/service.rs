@@ -10,7 +10,7 @@ use tokio::time::sleep_until;
 use super::gossip::Gossip;
 use super::state::{Effect, Recipients};
 use super::{Directory, Membership};
-use crate::bus::{Destination, Link, Outcome, Properties, Publish, Publishing};
+use crate::bus::{Destination, Lane, Link, Outcome, Properties, Publish, Publishing};
 use crate::ids::{Incarnation, NodeId};
 
 /// AMQP `type` of gossip, on whichever exchange it comes.
@@ -129,6 +129,7 @@ impl Service {
             properties: properties(PROBE_KIND),
             body: Bytes::new(),
             order_key: ORDER_KEY,
+            lane: Lane::Urgent,
         };
         self.send(publish, [(node, incarnation)].into_iter().collect());
     }
@@ -171,7 +172,7 @@ pub(super) fn to_all(gossip: &Gossip) -> Option<Publish> {
 fn publish(to: Destination, gossip: &Gossip) -> Option<Publish> {
     match gossip.encode() {
         Ok(body) => {
-            Some(Publish { to, properties: properties(GOSSIP_KIND), body: body.into(), order_key: ORDER_KEY })
+            Some(Publish { to, properties: properties(GOSSIP_KIND), body: body.into(), order_key: ORDER_KEY, lane: Lane::Urgent })
         }
         Err(error) => {
             tracing::error!(%error, "gossip cannot be written");

@@ -47,7 +47,9 @@ pub fn routes(gate: Arc<Gate>) -> impl Filter<Extract = (Answer,), Error = Rejec
 
 type Asked = (Arc<Gate>, Result<Caller, Error>);
 
-fn with_caller(gate: Arc<Gate>) -> impl Filter<Extract = (Asked,), Error = Rejection> + Clone {
+fn with_caller(
+    gate: Arc<Gate>,
+) -> impl Filter<Extract = (Asked,), Error = std::convert::Infallible> + Clone {
     warp::header::headers_cloned().map(move |headers: HeaderMap| {
         let header = headers.get("authorization").and_then(|value| value.to_str().ok());
         let caller = gate.verifier.api(header.and_then(answer_bearer));
@@ -140,7 +142,11 @@ async fn get_nodes(asked: Asked) -> Answer {
     or_error(allowed(asked).map(|gate| {
         let directory = gate.router.directory();
         let mut peers = directory.peers();
-        peers.push(directory.this_node());
+        let mut this = directory.this_node();
+        // What the others are told may be a heartbeat old; what we are told ourselves need not be.
+        this.info.sessions = gate.router.hub().sessions() as u64;
+        this.info.users = gate.router.hub().users() as u64;
+        peers.push(this);
         peers.sort_by(|a, b| a.node.cmp(&b.node));
         let nodes: Vec<_> = (peers.iter())
             .map(|peer| NodeInfo {

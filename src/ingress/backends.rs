@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
-use crate::bus::{Bus, Delivery, Destination, Properties, Publish};
+use crate::bus::{Bus, Delivery, Destination, Lane, Properties, Publish};
 use crate::ids::MessageId;
 use crate::ingress::bury;
 use crate::metrics::{Door, Metrics};
@@ -142,7 +142,7 @@ fn answer(bus: &dyn Bus, id: &MessageId, settlement: &Settlement, properties: &P
         ..Properties::default()
     };
     let publish =
-        Publish { to: Destination::Queue(reply_to.clone()), properties, body: body.into(), order_key: 0 };
+        Publish { to: Destination::Queue(reply_to.clone()), properties, body: body.into(), order_key: 0, lane: Lane::Bulk };
     bus.publish(publish, Box::new(|_| ()));
 }
 

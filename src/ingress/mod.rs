@@ -6,7 +6,7 @@ pub mod peers;
 use bytes::Bytes;
 use smallvec::smallvec;
 
-use crate::bus::{publish_confirmed, Bus, Delivery, Destination, Outcome, Properties, Publish};
+use crate::bus::{publish_confirmed, Bus, Delivery, Destination, Lane, Outcome, Properties, Publish};
 use crate::ids;
 use crate::metrics::Metrics;
 
@@ -34,7 +34,7 @@ async fn bury(bus: &dyn Bus, metrics: &Metrics, delivery: Delivery, reason: &str
         ..Properties::default()
     };
     let body: Bytes = delivery.body.clone();
-    let publish = Publish { to: Destination::Dead, properties, body, order_key: 0 };
+    let publish = Publish { to: Destination::Dead, properties, body, order_key: 0, lane: Lane::Bulk };
     if publish_confirmed(bus, publish).await == Outcome::Confirmed {
         metrics.message_dead();
         delivery.ack.ack();

@@ -23,7 +23,7 @@ use crate::config::RateLimit;
 use crate::metrics::Metrics;
 
 /// How sessions behave; the same for all of a node.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct SessionSettings {
     pub verifier: Arc<Verifier>,
     pub metrics: Arc<Metrics>,

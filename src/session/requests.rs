@@ -6,6 +6,7 @@ use tokio::sync::oneshot;
 
 use crate::error::{Code, Error};
 use crate::ids::{MessageId, SessionId};
+use crate::metrics::Door;
 use crate::protocol::client::{self, PublishRequest, RequestBody};
 use crate::protocol::close::CloseCode;
 use crate::protocol::message::{Message, Sender, Settlement};
@@ -106,6 +107,7 @@ fn publish_from(
     // Ends with the settlement, which comes within the router's deadlines whatever happens to the session.
     tokio::task::spawn_local(async move {
         if let Ok(settlement) = settled.await {
+            worker.settings.metrics.settled(Door::Session, settlement.outcome());
             reply(&worker, &session, id.as_deref(), &message_id, &settlement);
         }
         session.in_flight.set(session.in_flight.get() - 1);

@@ -45,6 +45,8 @@ pub(super) struct Session {
     pub(super) unfinished: Cell<Option<(u32, u32)>>,
     pub(super) bucket: Cell<Bucket>,
     pub(super) in_flight: Cell<u32>,
+    /// How it ended: 1006 is for a connection that was gone without a close frame (RFC 6455 section 7.4.1).
+    pub(super) close_code: Cell<u16>,
     outbox_bytes_max: u32,
 }
 
@@ -75,6 +77,7 @@ impl Session {
             unfinished: Cell::new(None),
             bucket: Cell::new(opening.bucket),
             in_flight: Cell::new(0),
+            close_code: Cell::new(1006),
             outbox_bytes_max: opening.outbox_bytes_max,
         }
     }
@@ -142,6 +145,7 @@ impl Session {
         if matches!(self.phase.get(), Phase::Closing { .. } | Phase::Ended) {
             return;
         }
+        self.close_code.set(code.code());
         let mut socket = self.socket.borrow_mut();
         if code == CloseCode::SlowConsumer {
             socket.discard();
@@ -158,10 +162,9 @@ impl Session {
     /// Answers the client's close frame (RFC 6455 section 5.5.1): the same code back, and no more.
     pub(super) fn answer_close(&self, code: Option<u16>, now: u32) {
         if !matches!(self.phase.get(), Phase::Closing { .. } | Phase::Ended) {
-            let frame = match code {
-                Some(code) => wire::close_frame(code, ""),
-                None => wire::close_frame(CloseCode::Normal.code(), ""),
-            };
+            let code = code.unwrap_or(CloseCode::Normal.code());
+            self.close_code.set(code);
+            let frame = wire::close_frame(code, "");
             self.socket.borrow_mut().send(&frame, None, usize::MAX);
         }
         // What the client has not taken by now, it does not want.

@@ -24,6 +24,9 @@ use crate::session::{Admission, SessionSettings};
 
 /// Sessions of one worker at most; a part of a session's counter is its place among them.
 const SLOTS: u64 = 1 << 20;
+/// Where the numbering of sessions begins: anywhere below this, so that the ids of a node's earlier life are
+/// not given again. The product with slots and workers (at most 64) stays within 64 bits.
+const SEQUENCE_START_MAX: u64 = 1 << 37;
 /// What is read from a socket at once. One buffer per worker, whatever the number of sockets.
 const SCRATCH_BYTES: usize = 64 * 1024;
 /// Commands carried out together, so that frames for one socket share a system call.
@@ -86,7 +89,7 @@ impl Worker {
             router,
             sessions: RefCell::default(),
             scratch: RefCell::new(vec![0; SCRATCH_BYTES].into()),
-            sequence: Cell::new(0),
+            sequence: Cell::new(rand::random_range(0..SEQUENCE_START_MAX)),
             started: Instant::now(),
             drain: RefCell::new(None),
             limits,
@@ -193,6 +196,7 @@ impl WorkerState {
             session.phase.set(Phase::Open);
         }
         self.router.open_session(&user, local);
+        self.settings.metrics.session_opened();
         if self.drain.borrow().is_some() {
             session.close(CloseCode::Drain, 0, self.now());
         }
@@ -202,6 +206,7 @@ impl WorkerState {
     pub(super) fn remove(&self, session: &Session) {
         if let Some(identity) = session.identity() {
             self.router.close_session(&identity.user, session.counter);
+            self.settings.metrics.session_closed(session.close_code.get());
         }
         let slot = self.slot(session.counter);
         let mut sessions = self.sessions.borrow_mut();
