@@ -17,6 +17,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::ids::{Incarnation, NodeId};
 
+mod answer;
+pub mod memory;
+pub mod rabbit;
+
 /// A publish that the broker has not confirmed by then is [`Outcome::Unavailable`].
 pub const PUBLISH_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -68,8 +72,19 @@ pub struct Publish {
     pub to: Destination,
     pub properties: Properties,
     pub body: Bytes,
-    /// Publishes with the same key keep their order; different keys may use different channels.
+    /// Publishes with the same key and lane keep their order; others may use different channels.
     pub order_key: u64,
+    pub lane: Lane,
+}
+
+/// Which traffic a publish may be held up by. Gossip ([`Destination::Control`]) is always urgent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Lane {
+    /// Messages.
+    #[default]
+    Bulk,
+    /// The small words between nodes that messages wait for: receipts and probes.
+    Urgent,
 }
 
 /// The broker's answer to a publish.
@@ -79,7 +94,8 @@ pub enum Outcome {
     Confirmed,
     /// No queue takes it (`basic.return`): the node is gone.
     Unroutable,
-    /// The broker refuses it (`basic.nack`): the queue is full.
+    /// The broker refuses it (`basic.nack`): the queue is full. Or it never can be sent: its body is above
+    /// 16 MiB, or a property or name is longer than AMQP allows.
     Refused,
     /// This node has as many publishes in flight as it may; nothing was sent.
     Overloaded,
@@ -87,7 +103,8 @@ pub enum Outcome {
     Unavailable,
 }
 
-/// Called exactly once, from a task of the bus: it must return at once.
+/// Called exactly once, and must return at once: by a task of the bus, or before `publish` returns when nothing
+/// is sent ([`Outcome::Overloaded`], [`Outcome::Unavailable`]). So the caller must not hold a lock that it takes.
 pub type Done = Box<dyn FnOnce(Outcome) + Send>;
 
 /// Which door a delivery came through.

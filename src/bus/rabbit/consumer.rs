@@ -1,0 +1,119 @@
+//! One consuming channel: hands deliveries to their inbox and tells the broker what became of them.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Channel, Consumer};
+use tokio::sync::mpsc;
+use tokio::time::{interval, MissedTickBehavior};
+
+use super::ack_tracker::AckTracker;
+use super::connection::{within, LinkError};
+use super::convert;
+use crate::bus::{AckToken, Delivery, Verdict, Via};
+
+/// How long an acknowledgement waits for those before it, so that one frame can speak for many.
+const SINGLES_AFTER: Duration = Duration::from_millis(10);
+
+/// Sets the prefetch and starts to consume. The order matters: a consumer keeps the prefetch of its start.
+/// Dropping the result cancels the consumer, and with it an auto-delete queue.
+pub async fn consume(channel: &Channel, queue: &str, prefetch: u16) -> Result<Consumer, LinkError> {
+    within("basic.qos", channel.basic_qos(prefetch, BasicQosOptions { global: false })).await?;
+    let (queue, tag) = (ShortString::try_new(queue)?, ShortString::default());
+    let options = BasicConsumeOptions::default();
+    within("basic.consume", channel.basic_consume(queue, tag, options, FieldTable::default())).await
+}
+
+/// Runs until the consumer ends, which means that the connection has to be built anew; unless it was cancelled
+/// because the node `left`: then what is unsettled is still seen to.
+pub async fn run(
+    channel: Channel,
+    consumer: Consumer,
+    prefetch: u16,
+    inbox: mpsc::Sender<Delivery>,
+    via: impl Fn(&str) -> Via,
+    left: impl Fn() -> bool,
+) -> LinkError {
+    let (verdicts, settled) = mpsc::channel(usize::from(prefetch));
+    tokio::select! {
+        error = hand_over(consumer, verdicts, inbox, via, left) => error,
+        error = settle(&channel, settled) => error,
+    }
+}
+
+async fn hand_over(
+    mut consumer: Consumer,
+    verdicts: mpsc::Sender<(u64, Verdict)>,
+    inbox: mpsc::Sender<Delivery>,
+    via: impl Fn(&str) -> Via,
+    left: impl Fn() -> bool,
+) -> LinkError {
+    while let Some(delivery) = consumer.next().await {
+        let delivery = match delivery {
+            Ok(delivery) => delivery,
+            Err(error) => return error.into(),
+        };
+        let delivery = Delivery {
+            via: via(delivery.exchange.as_str()),
+            routing_key: delivery.routing_key.as_str().to_owned(),
+            properties: convert::incoming(&delivery.properties),
+            ack: AckToken::new(delivery.delivery_tag, verdicts.clone()),
+            redelivered: delivery.redelivered,
+            body: Bytes::from(delivery.data),
+        };
+        if let Err(refused) = inbox.send(delivery).await {
+            // Nobody reads any more. Held, not dropped: a requeued delivery would come back at once, for ever.
+            std::future::pending::<()>().await;
+            drop(refused);
+        }
+    }
+    if left() {
+        std::future::pending::<()>().await;
+    }
+    LinkError::Ended("a consumer was cancelled")
+}
+
+/// The only place that acknowledges: acknowledgements that overtake one another kill the channel.
+async fn settle(channel: &Channel, mut settled: mpsc::Receiver<(u64, Verdict)>) -> LinkError {
+    let mut tracker = AckTracker::default();
+    let mut batch = Vec::new();
+    let mut tick = interval(SINGLES_AFTER);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut singles_due = false;
+    loop {
+        tokio::select! {
+            count = settled.recv_many(&mut batch, 1024) => {
+                if count == 0 {
+                    return LinkError::Ended("nobody settles deliveries");
+                }
+            }
+            _ = tick.tick(), if singles_due => {
+                singles_due = false;
+                for tag in tracker.single() {
+                    if let Err(error) = channel.basic_ack(tag, BasicAckOptions { multiple: false }).await {
+                        return error.into();
+                    }
+                }
+                continue;
+            }
+        }
+        for (tag, verdict) in batch.drain(..) {
+            tracker.settle(tag, verdict);
+            if verdict == Verdict::Requeue {
+                let options = BasicNackOptions { multiple: false, requeue: true };
+                if let Err(error) = channel.basic_nack(tag, options).await {
+                    return error.into();
+                }
+            }
+        }
+        if let Some(tag) = tracker.multiple() {
+            if let Err(error) = channel.basic_ack(tag, BasicAckOptions { multiple: true }).await {
+                return error.into();
+            }
+        }
+        singles_due = tracker.has_singles();
+    }
+}

@@ -1,0 +1,176 @@
+//! The consuming connection: a new incarnation each time, with its own queues, until the bus ends.
+//!
+//! It never publishes, so a broker that stops taking messages does not stop acknowledgements.
+
+use futures_util::stream::BoxStream;
+use futures_util::StreamExt;
+use lapin::options::BasicCancelOptions;
+use lapin::{Channel, Connection, Consumer, Event};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, Instant};
+use tracing::{info, warn};
+
+use super::connection::{self, within, Backoff, LinkError};
+use super::topology::{Binding, Queue};
+use super::{consumer, declare, Shared, STABLE_AFTER};
+use crate::bus::{Delivery, Via};
+use crate::ids::Incarnation;
+
+/// Deep enough to keep a node busy for some milliseconds of broker latency; each is a message in memory.
+pub const NODE_PREFETCH: u16 = 1000;
+/// Gossip comes in batches of a thousand entries; a node that starts gets many snapshots at once.
+pub const CONTROL_PREFETCH: u16 = 1000;
+/// Each of these waits for its settlement, and all of them move to another node when this one dies.
+pub const INGRESS_PREFETCH: u16 = 500;
+
+/// Where deliveries go. The same inboxes serve one connection after the other.
+#[derive(Clone)]
+pub struct InboxSenders {
+    pub node: mpsc::Sender<Delivery>,
+    pub control: mpsc::Sender<Delivery>,
+    pub ingress: mpsc::Sender<Delivery>,
+}
+
+pub async fn supervise(shared: Shared, inboxes: InboxSenders, leave: watch::Receiver<bool>) {
+    let mut backoff = Backoff::default();
+    loop {
+        let started = Instant::now();
+        let error = live(&shared, &inboxes, &leave).await;
+        shared.set_incarnation(None);
+        if started.elapsed() > STABLE_AFTER {
+            backoff.reset();
+        }
+        let wait = backoff.next(rand::random());
+        warn!(%error, retry_ms = wait.as_millis() as u64, "consuming link is down");
+        sleep(wait).await;
+    }
+}
+
+/// One life of the connection, from opening it to the error that ends it.
+async fn live(shared: &Shared, inboxes: &InboxSenders, leave: &watch::Receiver<bool>) -> LinkError {
+    let name = format!("{}/{}/consume", shared.topology.prefix(), shared.node);
+    let connection = match connection::open(&shared.urls, name).await {
+        Ok(connection) => connection,
+        Err(error) => return error,
+    };
+    // The only listener of this connection: two would take each other's events away.
+    let events: BoxStream<'static, Event> = Box::pin(connection.events_listener());
+    let left = *leave.borrow();
+    let error = match start(shared, &connection, left).await {
+        Ok(started) => serve(shared, started, inboxes, events, leave).await,
+        Err(error) => error,
+    };
+    shared.set_incarnation(None);
+    connection::close(connection).await;
+    error
+}
+
+struct Consuming {
+    channel: Channel,
+    consumer: Consumer,
+}
+
+struct Started {
+    incarnation: Incarnation,
+    node: Consuming,
+    control: Consuming,
+    /// `None` when the node has left.
+    ingress: Option<Consuming>,
+    node_bindings: Vec<Binding>,
+}
+
+/// Declare, set prefetch, consume, bind: nothing can arrive before there is somebody to take it.
+async fn start(shared: &Shared, connection: &Connection, left: bool) -> Result<Started, LinkError> {
+    let topology = &shared.topology;
+    declare::durable(connection, topology).await?;
+    let incarnation = Incarnation::generate();
+    let node_queue = topology.node_queue(&shared.node, incarnation);
+    let control_queue = topology.control_queue(&shared.node, incarnation);
+    let node = own_queue(connection, &node_queue, NODE_PREFETCH).await?;
+    let control = own_queue(connection, &control_queue, CONTROL_PREFETCH).await?;
+    declare::bind(&control.channel, &topology.control_binding(&control_queue)).await?;
+    let node_bindings = topology.node_bindings(&shared.node, &node_queue);
+    let mut ingress = None;
+    if !left {
+        for binding in &node_bindings {
+            declare::bind(&node.channel, binding).await?;
+        }
+        let channel = within("opening a channel", connection.create_channel()).await?;
+        let consumer = consumer::consume(&channel, &topology.ingress(), INGRESS_PREFETCH).await?;
+        ingress = Some(Consuming { channel, consumer });
+    }
+    Ok(Started { incarnation, node, control, ingress, node_bindings })
+}
+
+async fn own_queue(connection: &Connection, queue: &Queue, prefetch: u16) -> Result<Consuming, LinkError> {
+    let channel = within("opening a channel", connection.create_channel()).await?;
+    declare::declare_queue(&channel, queue, false).await?;
+    let consumer = consumer::consume(&channel, &queue.name, prefetch).await?;
+    Ok(Consuming { channel, consumer })
+}
+
+async fn serve(
+    shared: &Shared,
+    started: Started,
+    inboxes: &InboxSenders,
+    events: BoxStream<'static, Event>,
+    leave: &watch::Receiver<bool>,
+) -> LinkError {
+    let mut leaving = leave.clone();
+    let Started { incarnation, node, control, ingress, node_bindings } = started;
+    let unbinding = node.channel.clone();
+    let broadcast = shared.topology.broadcast();
+    let via = move |exchange: &str| if exchange == broadcast { Via::Broadcast } else { Via::Direct };
+    let node = consumer::run(node.channel, node.consumer, NODE_PREFETCH, inboxes.node.clone(), via, || false);
+    let control = consumer::run(
+        control.channel,
+        control.consumer,
+        CONTROL_PREFETCH,
+        inboxes.control.clone(),
+        |_| Via::Control,
+        || false,
+    );
+    let cancelling = ingress.as_ref().map(|ingress| (ingress.channel.clone(), ingress.consumer.tag()));
+    let ingress = async {
+        match ingress {
+            Some(Consuming { channel, consumer }) => {
+                let inbox = inboxes.ingress.clone();
+                let left = leave.clone();
+                consumer::run(channel, consumer, INGRESS_PREFETCH, inbox, |_| Via::Ingress, || *left.borrow())
+                    .await
+            }
+            None => std::future::pending().await,
+        }
+    };
+    let leaving = async {
+        if cancelling.is_none() || leaving.wait_for(|left| *left).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        for binding in &node_bindings {
+            declare::unbind(&unbinding, binding).await?;
+        }
+        if let Some((channel, tag)) = &cancelling {
+            within("basic.cancel", channel.basic_cancel(tag.clone(), BasicCancelOptions::default())).await?;
+        }
+        info!("left the exchanges");
+        Ok::<_, LinkError>(())
+    };
+    shared.set_incarnation(Some(incarnation));
+    info!(%incarnation, "consuming link is up");
+    tokio::select! {
+        error = node => error,
+        error = control => error,
+        error = ingress => error,
+        error = failure(events) => error,
+        Err(error) = leaving => error,
+    }
+}
+
+async fn failure(mut events: BoxStream<'static, Event>) -> LinkError {
+    while let Some(event) = events.next().await {
+        if let Event::Error(error) = event {
+            return error.into();
+        }
+    }
+    LinkError::Ended("the connection's events ended")
+}

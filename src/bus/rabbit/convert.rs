@@ -1,0 +1,268 @@
+//! Between the bus's words and AMQP's: properties, headers and routing of a message.
+
+use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString, ShortStringError};
+use lapin::BasicProperties;
+
+use super::topology::Topology;
+use crate::bus::{Destination, Properties, Publish};
+use crate::ids::encode;
+
+/// Numbers a publish that may come back, so that its return is known by our own number.
+const SEQUENCE_HEADER: &str = "x-warren-sequence";
+/// RabbitMQ 4 refuses larger ones by closing the channel.
+pub const BODY_BYTES_MAX: usize = 16 << 20;
+/// A larger `expiration` makes the broker close the channel.
+const EXPIRATION_MS_MAX: u64 = u32::MAX as u64;
+
+/// What `basic.publish` needs besides the body.
+#[derive(Debug)]
+pub struct Outgoing {
+    pub exchange: ShortString,
+    pub routing_key: ShortString,
+    /// Ask for the message back when no queue takes it.
+    pub mandatory: bool,
+    pub properties: BasicProperties,
+}
+
+/// Why a publish cannot be sent at all.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unfit;
+
+impl From<ShortStringError> for Unfit {
+    fn from(_: ShortStringError) -> Self {
+        Unfit
+    }
+}
+
+/// Writes a publish in AMQP's terms. `header_bytes_max` is what fits into one frame of the connection: the
+/// broker closes a connection that sends more.
+pub fn outgoing(
+    publish: &Publish,
+    topology: &Topology,
+    sequence: u64,
+    header_bytes_max: usize,
+) -> Result<Outgoing, Unfit> {
+    if publish.body.len() > BODY_BYTES_MAX {
+        return Err(Unfit);
+    }
+    let (exchange, key, mandatory) = match &publish.to {
+        Destination::Broadcast => (topology.broadcast(), String::new(), false),
+        Destination::Control => (topology.control(), String::new(), false),
+        Destination::Nodes(nodes) => (topology.direct(), encode(nodes.first().ok_or(Unfit)?.as_str()), true),
+        Destination::Ingress(key) => (topology.ingress(), key.clone(), true),
+        Destination::Dead => (topology.dead(), String::new(), true),
+        Destination::Queue(name) => (String::new(), name.clone(), true),
+    };
+    let mut headers = FieldTable::default();
+    let mut bytes = 0;
+    for (name, value) in publish.properties.headers.iter().filter(|(name, _)| !reserved(name)) {
+        bytes += name.len() + value.len() + 8;
+        headers.insert(ShortString::try_new(name.as_str())?, AMQPValue::LongString(value.as_str().into()));
+    }
+    if let Destination::Nodes(nodes) = &publish.to {
+        if nodes.len() > 1 {
+            let others = nodes[1..].iter().map(|node| encode(node.as_str()));
+            bytes += others.clone().map(|key| key.len() + 8).sum::<usize>();
+            let others: Vec<_> = others.map(|key| AMQPValue::LongString(key.into())).collect();
+            headers.insert("CC".into(), AMQPValue::FieldArray(FieldArray::from(others)));
+        }
+    }
+    if mandatory {
+        headers.insert(SEQUENCE_HEADER.into(), AMQPValue::LongLongInt(sequence as i64));
+    }
+    // The standard properties are short strings: at most 8 of 256 bytes.
+    if bytes + 2048 + 64 > header_bytes_max {
+        return Err(Unfit);
+    }
+    Ok(Outgoing {
+        exchange: ShortString::try_new(exchange)?,
+        routing_key: ShortString::try_new(key)?,
+        mandatory,
+        properties: properties_out(publish, headers)?,
+    })
+}
+
+fn properties_out(publish: &Publish, headers: FieldTable) -> Result<BasicProperties, Unfit> {
+    let from = &publish.properties;
+    let durable = matches!(publish.to, Destination::Ingress(_) | Destination::Dead | Destination::Queue(_));
+    let mode = if from.persistent.unwrap_or(durable) { 2 } else { 1 };
+    let mut to = BasicProperties::default().with_delivery_mode(mode);
+    if !headers.inner().is_empty() {
+        to = to.with_headers(headers);
+    }
+    if let Some(text) = &from.message_id {
+        to = to.with_message_id(ShortString::try_new(text.as_str())?);
+    }
+    if let Some(text) = &from.kind {
+        to = to.with_type(ShortString::try_new(text.as_str())?);
+    }
+    if let Some(text) = &from.content_type {
+        to = to.with_content_type(ShortString::try_new(text.as_str())?);
+    }
+    if let Some(text) = &from.correlation_id {
+        to = to.with_correlation_id(ShortString::try_new(text.as_str())?);
+    }
+    if let Some(text) = &from.reply_to {
+        to = to.with_reply_to(ShortString::try_new(text.as_str())?);
+    }
+    if let Some(text) = from.expiration.as_ref().filter(|text| is_expiration(text)) {
+        to = to.with_expiration(ShortString::try_new(text.as_str())?);
+    }
+    if let Some(text) = &from.app_id {
+        to = to.with_app_id(ShortString::try_new(text.as_str())?);
+    }
+    // `user_id` is never sent: the broker closes the channel of whoever names another user than itself.
+    Ok(to)
+}
+
+/// The broker closes a channel over an expiration that is not a number of milliseconds.
+fn is_expiration(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit())
+        && text.parse().is_ok_and(|ms: u64| ms <= EXPIRATION_MS_MAX)
+}
+
+/// Headers that steer the broker: neither taken from outside nor passed on.
+fn reserved(name: &str) -> bool {
+    name == "CC" || name == "BCC" || name.get(..2).is_some_and(|start| start.eq_ignore_ascii_case("x-"))
+}
+
+/// The number that [`outgoing`] gave to a message that came back.
+pub fn sequence(properties: &BasicProperties) -> Option<u64> {
+    match properties.headers().as_ref()?.inner().get(SEQUENCE_HEADER)? {
+        AMQPValue::LongLongInt(sequence) => u64::try_from(*sequence).ok(),
+        _ => None,
+    }
+}
+
+/// The properties of a delivery. Headers that are not plain text, and those that steer the broker, are left
+/// out; so is whatever a publisher cannot have meant.
+pub fn incoming(from: &BasicProperties) -> Properties {
+    let text = |field: &Option<ShortString>| field.as_ref().map(|text| text.as_str().to_owned());
+    let headers = from.headers().as_ref().map(FieldTable::inner).into_iter().flatten();
+    Properties {
+        message_id: text(from.message_id()),
+        kind: text(from.kind()),
+        content_type: text(from.content_type()),
+        correlation_id: text(from.correlation_id()),
+        reply_to: text(from.reply_to()),
+        expiration: text(from.expiration()),
+        persistent: match from.delivery_mode() {
+            Some(1) => Some(false),
+            Some(2) => Some(true),
+            _ => None,
+        },
+        app_id: text(from.app_id()),
+        user_id: text(from.user_id()),
+        headers: headers
+            .filter(|(name, _)| !reserved(name.as_str()))
+            .filter_map(|(name, value)| Some((name.as_str().to_owned(), flat(value)?)))
+            .collect(),
+    }
+}
+
+fn flat(value: &AMQPValue) -> Option<String> {
+    match value {
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok().map(str::to_owned),
+        AMQPValue::ShortString(text) => Some(text.as_str().to_owned()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::Lane;
+    use crate::ids::NodeId;
+    use bytes::Bytes;
+    use smallvec::smallvec;
+
+    fn publish(to: Destination, properties: Properties) -> Publish {
+        Publish { to, properties, body: Bytes::from_static(b"x"), order_key: 0, lane: Lane::Bulk }
+    }
+
+    fn write(publish: &Publish) -> Result<Outgoing, Unfit> {
+        outgoing(publish, &Topology::new("w", false, 1), 7, 128 << 10)
+    }
+
+    #[test]
+    fn properties_survive_the_way_out_and_back() {
+        let properties = Properties {
+            message_id: Some("m".into()),
+            kind: Some("k".into()),
+            content_type: Some("c".into()),
+            correlation_id: Some("i".into()),
+            reply_to: Some("r".into()),
+            expiration: Some("100".into()),
+            persistent: Some(true),
+            app_id: Some("a".into()),
+            user_id: None,
+            headers: smallvec![("traceparent".into(), "00-1".into())],
+        };
+        let out = write(&publish(Destination::Broadcast, properties.clone())).unwrap();
+        assert_eq!(incoming(&out.properties), properties);
+    }
+
+    #[test]
+    fn what_steers_the_broker_is_dropped_both_ways() {
+        let headers = smallvec![
+            ("CC".into(), "a".into()),
+            ("BCC".into(), "a".into()),
+            ("x-death".into(), "a".into()),
+            ("X-Delay".into(), "a".into()),
+            ("fine".into(), "a".into())
+        ];
+        let out =
+            write(&publish(Destination::Broadcast, Properties { headers, ..Default::default() })).unwrap();
+        assert_eq!(out.properties.headers().as_ref().unwrap().inner().len(), 1);
+        let mut table = FieldTable::default();
+        table.insert("CC".into(), AMQPValue::LongString("a".into()));
+        table.insert("x-a".into(), AMQPValue::LongString("a".into()));
+        table.insert("number".into(), AMQPValue::LongInt(1));
+        table.insert("nested".into(), AMQPValue::FieldTable(FieldTable::default()));
+        table.insert("binary".into(), AMQPValue::LongString(vec![0xff].into()));
+        table.insert("text".into(), AMQPValue::LongString("t".into()));
+        let back = incoming(&BasicProperties::default().with_headers(table));
+        assert_eq!(back.headers.as_slice(), [("text".to_owned(), "t".to_owned())]);
+    }
+
+    #[test]
+    fn several_nodes_are_one_publish() {
+        let nodes = ["a", "b", "c"].iter().map(|n| NodeId::new(n).unwrap()).collect();
+        let out = write(&publish(Destination::Nodes(nodes), Properties::default())).unwrap();
+        assert_eq!((out.exchange.as_str(), out.routing_key.as_str(), out.mandatory), ("w.direct", "a", true));
+        let headers = out.properties.headers().clone().unwrap();
+        let AMQPValue::FieldArray(others) = headers.inner().get("CC").unwrap() else { panic!() };
+        assert_eq!(others.as_slice().len(), 2);
+        assert_eq!(sequence(&out.properties), Some(7));
+        assert_eq!(*out.properties.delivery_mode(), Some(1));
+    }
+
+    #[test]
+    fn what_the_broker_would_close_the_channel_for_is_never_sent() {
+        let long = "x".repeat(256);
+        assert!(write(&publish(Destination::Queue(long.clone()), Properties::default())).is_err());
+        assert!(write(&publish(Destination::Nodes(smallvec![]), Properties::default())).is_err());
+        let huge = Publish {
+            body: Bytes::from(vec![0; BODY_BYTES_MAX + 1]),
+            ..publish(Destination::Dead, Properties::default())
+        };
+        assert!(write(&huge).is_err());
+        let fat = smallvec![("h".into(), "x".repeat(128 << 10))];
+        assert!(
+            write(&publish(Destination::Dead, Properties { headers: fat, ..Default::default() })).is_err()
+        );
+        let odd = Properties {
+            expiration: Some("-1".into()),
+            user_id: Some("mallory".into()),
+            ..Default::default()
+        };
+        let out = write(&publish(Destination::Dead, odd)).unwrap();
+        assert_eq!((out.properties.expiration(), out.properties.user_id()), (&None, &None));
+        assert_eq!(*out.properties.delivery_mode(), Some(2));
+        for (text, fine) in
+            [("0", true), ("4294967295", true), ("4294967296", false), ("", false), ("1.5", false)]
+        {
+            assert_eq!(is_expiration(text), fine, "{text:?}");
+        }
+    }
+}

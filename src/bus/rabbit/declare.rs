@@ -1,0 +1,100 @@
+//! Declaring the topology at the broker.
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
+
+use super::connection::{within, LinkError};
+use super::topology::{Argument, Binding, Exchange, ExchangeType, Queue, Topology};
+
+/// Makes sure that the durable exchanges and queues exist. Looks first: a gateway with least privileges, whose
+/// topology was imported from `amqp/definitions.json`, may use them but not configure them.
+pub async fn durable(connection: &Connection, topology: &Topology) -> Result<(), LinkError> {
+    let channel = within("opening a channel", connection.create_channel()).await?;
+    match all_exist(&channel, topology).await {
+        Err(error) if is_not_found(&error) => {}
+        answer => return answer,
+    }
+    // The miss closed that channel.
+    let channel = within("opening a channel", connection.create_channel()).await?;
+    for exchange in topology.exchanges() {
+        declare_exchange(&channel, &exchange, false).await?;
+    }
+    for queue in topology.durable_queues() {
+        declare_queue(&channel, &queue, false).await?;
+    }
+    for binding in topology.durable_bindings() {
+        bind(&channel, &binding).await?;
+    }
+    Ok(())
+}
+
+async fn all_exist(channel: &Channel, topology: &Topology) -> Result<(), LinkError> {
+    for exchange in topology.exchanges() {
+        declare_exchange(channel, &exchange, true).await?;
+    }
+    for queue in topology.durable_queues() {
+        declare_queue(channel, &queue, true).await?;
+    }
+    Ok(())
+}
+
+fn is_not_found(error: &LinkError) -> bool {
+    let LinkError::Amqp(error) = error else { return false };
+    let ErrorKind::ProtocolError(error) = error.kind() else { return false };
+    matches!(error.kind(), AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND))
+}
+
+async fn declare_exchange(channel: &Channel, exchange: &Exchange, passive: bool) -> Result<(), LinkError> {
+    let kind = match exchange.kind {
+        ExchangeType::Fanout => ExchangeKind::Fanout,
+        ExchangeType::Direct => ExchangeKind::Direct,
+        ExchangeType::Topic => ExchangeKind::Topic,
+    };
+    let options = ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
+    let name = ShortString::try_new(exchange.name.as_str())?;
+    within("declaring an exchange", channel.exchange_declare(name, kind, options, FieldTable::default()))
+        .await
+}
+
+pub async fn declare_queue(channel: &Channel, queue: &Queue, passive: bool) -> Result<(), LinkError> {
+    let options = QueueDeclareOptions {
+        passive,
+        durable: !queue.exclusive,
+        exclusive: queue.exclusive,
+        auto_delete: queue.exclusive,
+        nowait: false,
+    };
+    let mut arguments = FieldTable::default();
+    for (name, value) in &queue.arguments {
+        let value = match value {
+            Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
+            Argument::Number(number) => AMQPValue::LongLongInt((*number).into()),
+            Argument::Flag(flag) => AMQPValue::Boolean(*flag),
+        };
+        arguments.insert(ShortString::try_new(*name)?, value);
+    }
+    let name = ShortString::try_new(queue.name.as_str())?;
+    within("declaring a queue", channel.queue_declare(name, options, arguments)).await?;
+    Ok(())
+}
+
+pub async fn bind(channel: &Channel, binding: &Binding) -> Result<(), LinkError> {
+    let (queue, exchange, key) = names(binding)?;
+    let options = QueueBindOptions::default();
+    within("binding", channel.queue_bind(queue, exchange, key, options, FieldTable::default())).await
+}
+
+pub async fn unbind(channel: &Channel, binding: &Binding) -> Result<(), LinkError> {
+    let (queue, exchange, key) = names(binding)?;
+    within("unbinding", channel.queue_unbind(queue, exchange, key, FieldTable::default())).await
+}
+
+fn names(binding: &Binding) -> Result<(ShortString, ShortString, ShortString), LinkError> {
+    Ok((
+        ShortString::try_new(binding.queue.as_str())?,
+        ShortString::try_new(binding.exchange.as_str())?,
+        ShortString::try_new(binding.key.as_str())?,
+    ))
+}

@@ -1,0 +1,125 @@
+//! The topology, users and permissions as a RabbitMQ definitions file, rendered from the code's own data.
+
+use base64::engine::general_purpose::STANDARD;
+use base64::Engine;
+use serde_json::{json, Map, Value};
+use sha2::{Digest, Sha256};
+
+use super::topology::{Argument, Topology};
+
+/// User, tag, sample password. The passwords are public: `amqp/README.md` says how to change them.
+const USERS: [(&str, &str, &str); 3] = [
+    ("admin", "administrator", "change-me-admin"),
+    ("gateway", "", "change-me-gateway"),
+    ("backend", "", "change-me-backend"),
+];
+
+/// The content of `amqp/definitions.json`, for `load_definitions` or the import of the management UI.
+pub fn definitions(topology: &Topology) -> String {
+    let exchanges: Vec<_> = topology
+        .exchanges()
+        .into_iter()
+        .map(|exchange| {
+            json!({
+                "name": exchange.name, "vhost": "/", "type": exchange.kind.as_str(),
+                "durable": true, "auto_delete": false, "internal": false, "arguments": {},
+            })
+        })
+        .collect();
+    let queues: Vec<_> = topology
+        .durable_queues()
+        .into_iter()
+        .map(|queue| {
+            json!({
+                "name": queue.name, "vhost": "/", "durable": true, "auto_delete": false,
+                "arguments": arguments(&queue.arguments),
+            })
+        })
+        .collect();
+    let bindings: Vec<_> = topology
+        .durable_bindings()
+        .into_iter()
+        .map(|binding| {
+            json!({
+                "source": binding.exchange, "vhost": "/", "destination": binding.queue,
+                "destination_type": "queue", "routing_key": binding.key, "arguments": {},
+            })
+        })
+        .collect();
+    let users: Vec<_> = USERS
+        .iter()
+        .map(|(name, tag, password)| {
+            json!({
+                "name": name, "password_hash": password_hash(name, password),
+                "hashing_algorithm": "rabbit_password_hashing_sha256", "tags": [tag],
+            })
+        })
+        .collect();
+    let content = json!({
+        "vhosts": [{ "name": "/" }],
+        "users": users,
+        "permissions": permissions(topology),
+        "topic_permissions": topic_permissions(topology),
+        "exchanges": exchanges,
+        "queues": queues,
+        "bindings": bindings,
+        "policies": [],
+        "parameters": [],
+        "global_parameters": [],
+    });
+    format!("{content:#}\n")
+}
+
+fn arguments(arguments: &[(&'static str, Argument)]) -> Value {
+    let arguments = arguments.iter().map(|(name, value)| {
+        let value = match value {
+            Argument::Text(text) => json!(text),
+            Argument::Number(number) => json!(number),
+            Argument::Flag(flag) => json!(flag),
+        };
+        ((*name).to_owned(), value)
+    });
+    Value::Object(arguments.collect::<Map<_, _>>())
+}
+
+/// `configure` makes and deletes, `write` publishes and binds queues, `read` consumes and binds to exchanges.
+fn permissions(topology: &Topology) -> Value {
+    let prefix = topology.prefix().replace('.', "\\.");
+    json!([
+        { "user": "admin", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*" },
+        {
+            "user": "gateway", "vhost": "/",
+            // Its own queues only; exchanges and durable queues are made by this file.
+            "configure": format!("^{prefix}\\.(node|control|mailbox)\\..+$"),
+            // `amq.default` reaches queues by their names: reply queues and mailboxes.
+            "write": format!(
+                "^({prefix}\\.(broadcast|direct|control|ingress|dead)|{prefix}\\.(node|control|mailbox)\\..+|amq\\.default)$"
+            ),
+            "read": format!(
+                "^({prefix}\\.(broadcast|direct|control|ingress)|{prefix}\\.(node|control|mailbox)\\..+)$"
+            ),
+        },
+        {
+            "user": "backend", "vhost": "/",
+            // Queues of its own, for settlements; their names begin with the user's.
+            "configure": "^backend\\..+$",
+            "write": format!("^({prefix}\\.(ingress|broadcast)|backend\\..+)$"),
+            "read": "^backend\\..+$",
+        },
+    ])
+}
+
+/// Which targets a service may address at the ingress exchange.
+fn topic_permissions(topology: &Topology) -> Value {
+    json!([{
+        "user": "backend", "vhost": "/", "exchange": topology.ingress(),
+        "write": "^((user|session|channel)\\..+|broadcast)$", "read": "^$",
+    }])
+}
+
+/// RabbitMQ's salted SHA-256. The salt comes from the name, so that the file comes out the same each time.
+fn password_hash(name: &str, password: &str) -> String {
+    let salt = &Sha256::digest(name)[..4];
+    let hash = Sha256::new().chain_update(salt).chain_update(password).finalize();
+    STANDARD.encode([salt, hash.as_slice()].concat())
+}

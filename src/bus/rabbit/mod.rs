@@ -1,0 +1,172 @@
+//! The bus over RabbitMQ: the only place of the gateway that speaks AMQP.
+//!
+//! Two connections, each with its own supervisor ([`consuming`], [`publishing`]), since a broker that is short
+//! of memory stops reading from every connection that publishes. The client library's auto-recovery stays off:
+//! any error of a connection, channel or consumer tears the whole connection down, and it is built anew.
+
+mod ack_tracker;
+mod connection;
+mod consumer;
+mod consuming;
+mod convert;
+mod declare;
+mod definitions;
+mod publisher;
+mod publishing;
+mod returns;
+mod topology;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::{Bus, Destination, Done, Inboxes, Lane, Link, Outcome, Publish, Publishing};
+use crate::bus::answer::Answer;
+use crate::ids::{Incarnation, NodeId};
+use consuming::InboxSenders;
+use publisher::Job;
+
+pub use connection::check_url;
+pub use definitions::definitions;
+pub use topology::Topology;
+
+/// A link that lived this long starts over with short waits when it is lost.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
+/// Channels for messages; a publish's order key chooses one.
+const BULK_LANES: usize = 2;
+
+#[derive(Debug, Clone)]
+pub struct RabbitSettings {
+    /// Brokers of one cluster; each try picks one at random.
+    pub urls: Vec<String>,
+    /// First part of every exchange and queue name.
+    pub prefix: String,
+    /// Quorum queues instead of classic ones for what must survive the loss of a broker node.
+    pub quorum: bool,
+    /// How many messages may wait in a node's own queue before the oldest are dropped.
+    pub node_queue_max: u32,
+}
+
+impl RabbitSettings {
+    pub fn new(urls: Vec<String>) -> Self {
+        Self { urls, prefix: "warren".into(), quorum: false, node_queue_max: 100_000 }
+    }
+
+    pub fn topology(&self) -> Topology {
+        Topology::new(&self.prefix, self.quorum, self.node_queue_max)
+    }
+}
+
+/// What the tasks of one bus have in common.
+#[derive(Clone)]
+struct Shared {
+    urls: Arc<[String]>,
+    topology: Topology,
+    node: NodeId,
+    link: watch::Sender<Link>,
+}
+
+impl Shared {
+    fn set_incarnation(&self, incarnation: Option<Incarnation>) {
+        self.change(|link| link.incarnation = incarnation);
+    }
+
+    fn set_publishing(&self, publishing: Publishing) {
+        self.change(|link| link.publishing = publishing);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Link)) {
+        self.link.send_if_modified(|link| {
+            let before = *link;
+            change(link);
+            *link != before
+        });
+    }
+}
+
+struct LaneInbox {
+    jobs: mpsc::Sender<Job>,
+    window: Arc<Semaphore>,
+}
+
+pub struct RabbitBus {
+    link: watch::Sender<Link>,
+    leave: watch::Sender<bool>,
+    /// The bulk lanes, then the urgent one.
+    lanes: Vec<LaneInbox>,
+    /// Every task of the bus; they end with it.
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl RabbitBus {
+    /// Returns at once; the link tells when the bus is up. To be called inside a tokio runtime.
+    pub fn start(settings: RabbitSettings, node: NodeId) -> (Arc<Self>, Inboxes) {
+        let link = watch::Sender::new(Link::default());
+        let shared =
+            Shared { topology: settings.topology(), urls: settings.urls.into(), node, link: link.clone() };
+        let mut tasks = JoinSet::new();
+        let mut lanes = Vec::new();
+        let mut channels = Vec::new();
+        for _ in 0..=BULK_LANES {
+            // Nothing waits long in the inbox: it holds what the window admits.
+            let (jobs, inbox) = mpsc::channel(publisher::WINDOW_UNITS);
+            let (channel, lane_channels) = watch::channel(None);
+            tasks.spawn(publisher::run_lane(shared.topology.clone(), inbox, lane_channels));
+            lanes.push(LaneInbox { jobs, window: Arc::new(Semaphore::new(publisher::WINDOW_UNITS)) });
+            channels.push(channel);
+        }
+        tasks.spawn(publishing::supervise(shared.clone(), channels));
+        let (node_sender, node) = mpsc::channel(consuming::NODE_PREFETCH.into());
+        let (control_sender, control) = mpsc::channel(consuming::CONTROL_PREFETCH.into());
+        let (ingress_sender, ingress) = mpsc::channel(consuming::INGRESS_PREFETCH.into());
+        let senders = InboxSenders { node: node_sender, control: control_sender, ingress: ingress_sender };
+        let leave = watch::Sender::new(false);
+        tasks.spawn(consuming::supervise(shared, senders, leave.subscribe()));
+        let bus = Self { link, leave, lanes, tasks: Mutex::new(tasks) };
+        (Arc::new(bus), Inboxes { node, control, ingress })
+    }
+
+    fn lane(&self, publish: &Publish) -> &LaneInbox {
+        let urgent = publish.lane == Lane::Urgent || publish.to == Destination::Control;
+        let index = if urgent { BULK_LANES } else { (publish.order_key % BULK_LANES as u64) as usize };
+        &self.lanes[index]
+    }
+}
+
+impl Bus for RabbitBus {
+    fn publish(&self, publish: Publish, done: Done) {
+        let answer = Answer::new(done);
+        if self.link.borrow().publishing != Publishing::Ready {
+            return answer.give(Outcome::Unavailable);
+        }
+        let lane = self.lane(&publish);
+        let Ok(window) = lane.window.clone().try_acquire_many_owned(publisher::units(&publish)) else {
+            return answer.give(Outcome::Overloaded);
+        };
+        let job = Job { publish, answer, accepted: Instant::now(), window };
+        // The window is not wider than the inbox, so that only a closed one refuses: dropping answers.
+        drop(lane.jobs.try_send(job));
+    }
+
+    fn link(&self) -> watch::Receiver<Link> {
+        self.link.subscribe()
+    }
+
+    fn leave(&self) {
+        self.leave.send_replace(true);
+    }
+
+    fn close(&self) {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+        self.link.send_replace(Link::default());
+    }
+}
+
+impl Drop for RabbitBus {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

@@ -1,0 +1,235 @@
+//! One publishing task for one channel: sends in order, pipelines, and answers each publish exactly once.
+//!
+//! A channel must not be shared between tasks: the client library would attribute confirms to the wrong
+//! publishes. The task outlives connections; between two of them it answers whatever it is handed.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use lapin::options::BasicPublishOptions;
+use lapin::{Channel, Confirmation};
+use tokio::sync::{mpsc, watch, OwnedSemaphorePermit};
+use tokio::time::{interval, Instant, MissedTickBehavior};
+use tracing::debug;
+
+use super::convert::{self, Outgoing};
+use super::returns::Returns;
+use super::topology::Topology;
+use crate::bus::answer::Answer;
+use crate::bus::{Outcome, Publish, PUBLISH_DEADLINE};
+
+/// What one lane may have in flight, in units of [`UNIT_BYTES`]: a broker answers some thousands of confirms
+/// in the time of one disk flush, and more than this would only wait in buffers.
+pub const WINDOW_UNITS: usize = 4096;
+/// A publish takes one unit of the window and one more for each full 16 KiB: 64 MiB at most are in flight.
+const UNIT_BYTES: usize = 16 << 10;
+/// How many waiting publishes are sent in one go.
+const BATCH: usize = 256;
+/// How often overdue publishes are looked for. The answer is given early enough to keep the deadline.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What the window charges for a publish.
+pub fn units(publish: &Publish) -> u32 {
+    let units = 1 + publish.body.len().min(convert::BODY_BYTES_MAX) / UNIT_BYTES;
+    units as u32
+}
+
+/// A publish on its way to the lane.
+pub struct Job {
+    pub publish: Publish,
+    pub answer: Answer,
+    pub accepted: Instant,
+    /// Given back when the broker has confirmed, also when the answer was given long before.
+    pub window: OwnedSemaphorePermit,
+}
+
+/// A channel in confirm mode that the supervisor hands to a lane.
+#[derive(Clone)]
+pub struct LaneChannel {
+    pub channel: Channel,
+    pub header_bytes_max: usize,
+    /// Told when the channel fails: the supervisor then rebuilds the whole connection.
+    pub failed: mpsc::Sender<()>,
+}
+
+/// Runs until the inbox is closed.
+pub async fn run_lane(
+    topology: Topology,
+    mut inbox: mpsc::Receiver<Job>,
+    mut channels: watch::Receiver<Option<LaneChannel>>,
+) {
+    loop {
+        let current = channels.borrow_and_update().clone();
+        if let Some(lane_channel) = current {
+            let mut flight = Flight::new(topology.clone(), lane_channel);
+            if !flight.run(&mut inbox, &mut channels).await {
+                return;
+            }
+            continue;
+        }
+        tokio::select! {
+            changed = channels.changed() => if changed.is_err() { return },
+            job = inbox.recv() => if job.is_none() { return },
+        }
+    }
+}
+
+/// A publish that the broker has not confirmed.
+struct Pending {
+    /// `None` when the answer was given at the deadline.
+    answer: Option<Answer>,
+    mandatory: bool,
+    _window: OwnedSemaphorePermit,
+}
+
+/// Everything in flight on one channel. Dropping it answers `Unavailable`.
+struct Flight<F> {
+    topology: Topology,
+    link: LaneChannel,
+    sequence: u64,
+    pending: HashMap<u64, Pending>,
+    /// When to give up, oldest first; entries of answered publishes are skipped.
+    deadlines: VecDeque<(Instant, u64)>,
+    returns: Returns,
+    confirms: FuturesUnordered<F>,
+    start: fn(Channel, u64, Outgoing, Bytes) -> F,
+}
+
+type Confirmed = (u64, lapin::Result<Confirmation>);
+
+/// Sends at its first poll and completes with the broker's confirm. The body is only borrowed by the client
+/// library, which copies it into its frames.
+async fn send(channel: Channel, sequence: u64, out: Outgoing, body: Bytes) -> Confirmed {
+    let options = BasicPublishOptions { mandatory: out.mandatory, immediate: false };
+    let written = channel.basic_publish(out.exchange, out.routing_key, options, &body, out.properties).await;
+    drop(body);
+    let confirmed = match written {
+        Ok(confirm) => confirm.await,
+        Err(error) => Err(error),
+    };
+    (sequence, confirmed)
+}
+
+impl Flight<()> {
+    #[allow(clippy::new_ret_no_self)]
+    fn new(topology: Topology, link: LaneChannel) -> Flight<impl std::future::Future<Output = Confirmed>> {
+        Flight {
+            topology,
+            link,
+            sequence: 0,
+            pending: HashMap::new(),
+            deadlines: VecDeque::new(),
+            returns: Returns::default(),
+            confirms: FuturesUnordered::new(),
+            start: send,
+        }
+    }
+}
+
+impl<F: std::future::Future<Output = Confirmed>> Flight<F> {
+    /// Runs until the channel is taken away or fails (`true`), or until no more jobs can come (`false`).
+    async fn run(
+        &mut self,
+        inbox: &mut mpsc::Receiver<Job>,
+        channels: &mut watch::Receiver<Option<LaneChannel>>,
+    ) -> bool {
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                changed = channels.changed() => return changed.is_ok(),
+                count = inbox.recv_many(&mut batch, BATCH) => {
+                    if count == 0 {
+                        return false;
+                    }
+                    batch.drain(..).for_each(|job| self.send(job));
+                }
+                Some(confirmed) = self.confirms.next(), if !self.confirms.is_empty() => {
+                    if let Err(error) = self.take_all(confirmed) {
+                        return self.fail(error, channels).await;
+                    }
+                }
+                now = tick.tick() => self.expire(now),
+            }
+        }
+    }
+
+    /// The channel is of no use any more: answers what is in flight, and waits for another one.
+    async fn fail(
+        &mut self,
+        error: lapin::Error,
+        channels: &mut watch::Receiver<Option<LaneChannel>>,
+    ) -> bool {
+        debug!(%error, "publishing channel failed");
+        self.pending.clear();
+        let _ = self.link.failed.try_send(());
+        channels.changed().await.is_ok()
+    }
+
+    /// Futures are first polled in the order in which they are pushed, which makes it the order of the frames.
+    fn send(&mut self, job: Job) {
+        self.sequence += 1;
+        let sequence = self.sequence;
+        let max = self.link.header_bytes_max;
+        let Ok(out) = convert::outgoing(&job.publish, &self.topology, sequence, max) else {
+            return job.answer.give(Outcome::Refused);
+        };
+        let mandatory = out.mandatory;
+        self.returns.sent(sequence);
+        // The answer is due before the promised deadline, however late the tick comes.
+        self.deadlines.push_back((job.accepted + PUBLISH_DEADLINE - 3 * TICK, sequence));
+        self.pending.insert(sequence, Pending { answer: Some(job.answer), mandatory, _window: job.window });
+        self.confirms.push((self.start)(self.link.channel.clone(), sequence, out, job.publish.body));
+    }
+
+    /// Takes this confirm and every other one that has completed by now, then decides what can be decided.
+    fn take_all(&mut self, first: Confirmed) -> Result<(), lapin::Error> {
+        self.take(first)?;
+        // The last look must begin after the last confirm was taken, and find nothing.
+        loop {
+            let mut found = false;
+            while let Some(Some(confirmed)) = self.confirms.next().now_or_never() {
+                self.take(confirmed)?;
+                found = true;
+            }
+            if !found {
+                break;
+            }
+        }
+        let pending = &mut self.pending;
+        self.returns.decide(|sequence, outcome| answer(pending, sequence, outcome));
+        Ok(())
+    }
+
+    fn take(&mut self, (sequence, confirmed): Confirmed) -> Result<(), lapin::Error> {
+        let confirmed = confirmed?;
+        let outcome = if confirmed.is_nack() { Outcome::Refused } else { Outcome::Confirmed };
+        let carried = confirmed.take_message().and_then(|message| convert::sequence(&message.properties));
+        let mandatory = self.pending.get(&sequence).is_some_and(|pending| pending.mandatory);
+        if let Some(outcome) = self.returns.confirmed(sequence, outcome, carried, mandatory) {
+            answer(&mut self.pending, sequence, outcome);
+        }
+        Ok(())
+    }
+
+    fn expire(&mut self, now: Instant) {
+        while self.deadlines.front().is_some_and(|(deadline, _)| *deadline <= now) {
+            if let Some((_, sequence)) = self.deadlines.pop_front() {
+                if let Some(pending) = self.pending.get_mut(&sequence) {
+                    // The entry stays and keeps its share of the window until the broker speaks.
+                    pending.answer = None;
+                }
+            }
+        }
+    }
+}
+
+fn answer(pending: &mut HashMap<u64, Pending>, sequence: u64, outcome: Outcome) {
+    if let Some(answer) = pending.remove(&sequence).and_then(|pending| pending.answer) {
+        answer.give(outcome);
+    }
+}

@@ -1,0 +1,17 @@
+//! Tests of the bus: the contract on both implementations, and RabbitMQ's and its client's sharp edges.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // A test that cannot go on has failed.
+
+#[path = "../support/broker.rs"]
+mod broker;
+#[path = "../support/bus_contract.rs"]
+mod bus_contract;
+#[path = "../support/eventually.rs"]
+mod eventually;
+#[path = "../support/relay.rs"]
+mod relay;
+
+mod contract;
+mod lapin_defects;
+mod reconnect;
+mod topology;
