@@ -72,7 +72,7 @@ async fn run(config: Config) -> ExitCode {
         return fail(CANNOT_START, &"cannot listen for signals");
     };
     let (standalone, insecure) = (config.standalone(), config.insecure());
-    let mut node = match Node::start(config).await {
+    let mut node = match Node::start(config) {
         Ok(node) => node,
         Err(error) => return fail(CANNOT_START, &error),
     };
@@ -108,7 +108,9 @@ fn greet(node: &Node, standalone: bool, insecure: bool) {
         println!("Try it:");
         println!("  websocat 'ws://{public}/ws?user=alice'");
         println!("  or open http://{public}/livez and in the browser's console:");
-        println!("    s = new WebSocket('ws://{public}/ws?user=alice'); s.onmessage = m => console.log(m.data)");
+        println!(
+            "    s = new WebSocket('ws://{public}/ws?user=alice'); s.onmessage = m => console.log(m.data)"
+        );
         println!("  then:");
         println!("    curl http://{public}/v1/messages -d '{{\"to\":\"user.alice\",\"payload\":\"hello\"}}'");
     }

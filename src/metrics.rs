@@ -63,7 +63,11 @@ impl Metrics {
         Self {
             settled: metric!(Family::default(), "messages_settled", "Messages settled, by door and outcome"),
             opened: metric!(Counter::default(), "sessions_opened", "Sessions begun"),
-            closed: metric!(Family::default(), "sessions_closed", "Sessions ended, by close code; 1006 = gone without a close frame"),
+            closed: metric!(
+                Family::default(),
+                "sessions_closed",
+                "Sessions ended, by close code; 1006 = gone without a close frame"
+            ),
             refused: metric!(Counter::default(), "handshakes_refused", "Upgrade requests refused"),
             dead: metric!(Counter::default(), "messages_dead", "Messages sent to the dead queue"),
             sessions: metric!(Gauge::default(), "sessions", "Sessions on this node"),

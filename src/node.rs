@@ -62,8 +62,8 @@ pub struct Node {
 }
 
 impl Node {
-    /// Binds every address and starts. Whether the broker can be reached shows in readiness, not here.
-    pub async fn start(config: Config) -> Result<Self, StartError> {
+    /// Binds every address and starts; must be called in a tokio runtime. Whether the broker can be reached shows in readiness, not here.
+    pub fn start(config: Config) -> Result<Self, StartError> {
         let (bus, inboxes): (Arc<dyn Bus>, Inboxes) = if config.standalone() {
             let (bus, inboxes) = MemoryBroker::new().attach(config.node_id.clone());
             (bus, inboxes)
@@ -77,15 +77,11 @@ impl Node {
             let (bus, inboxes) = RabbitBus::start(settings, config.node_id.clone());
             (bus, inboxes)
         };
-        Self::start_on(config, bus, inboxes).await
+        Self::start_on(config, bus, inboxes)
     }
 
     /// Starts on a bus that is there already: several nodes in one process share a memory broker like this.
-    pub async fn start_on(
-        config: Config,
-        bus: Arc<dyn Bus>,
-        inboxes: Inboxes,
-    ) -> Result<Self, StartError> {
+    pub fn start_on(config: Config, bus: Arc<dyn Bus>, inboxes: Inboxes) -> Result<Self, StartError> {
         let (public, listeners) = bind(config.listen, config.workers)?;
         let (admin, admin_listener) = bind(config.admin_listen, 1)?;
         let verifier = Arc::new(Verifier::new(&config)?);
@@ -320,10 +316,7 @@ impl WorkerThread {
 }
 
 /// As many listeners on one address as asked for. Port 0 is chosen once.
-fn bind(
-    address: SocketAddr,
-    count: usize,
-) -> Result<(SocketAddr, Vec<std::net::TcpListener>), StartError> {
+fn bind(address: SocketAddr, count: usize) -> Result<(SocketAddr, Vec<std::net::TcpListener>), StartError> {
     let refuse = |error| StartError::Listen { address, error };
     let first = serve::bind(address).map_err(refuse)?;
     let bound = first.local_addr().map_err(refuse)?;
@@ -343,7 +336,9 @@ async fn follow_members(router: Arc<Router>, mut members: mpsc::Receiver<Members
                 router.node_lost(&node);
             }
             Membership::Conflict => {
-                tracing::error!("another process uses this node id: give each node a WARREN_NODE_ID of its own")
+                tracing::error!(
+                    "another process uses this node id: give each node a WARREN_NODE_ID of its own"
+                )
             }
         }
     }

@@ -171,9 +171,13 @@ pub(super) fn to_all(gossip: &Gossip) -> Option<Publish> {
 
 fn publish(to: Destination, gossip: &Gossip) -> Option<Publish> {
     match gossip.encode() {
-        Ok(body) => {
-            Some(Publish { to, properties: properties(GOSSIP_KIND), body: body.into(), order_key: ORDER_KEY, lane: Lane::Urgent })
-        }
+        Ok(body) => Some(Publish {
+            to,
+            properties: properties(GOSSIP_KIND),
+            body: body.into(),
+            order_key: ORDER_KEY,
+            lane: Lane::Urgent,
+        }),
         Err(error) => {
             tracing::error!(%error, "gossip cannot be written");
             None

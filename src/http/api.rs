@@ -47,9 +47,7 @@ pub fn routes(gate: Arc<Gate>) -> impl Filter<Extract = (Answer,), Error = Rejec
 
 type Asked = (Arc<Gate>, Result<Caller, Error>);
 
-fn with_caller(
-    gate: Arc<Gate>,
-) -> impl Filter<Extract = (Asked,), Error = std::convert::Infallible> + Clone {
+fn with_caller(gate: Arc<Gate>) -> impl Filter<Extract = (Asked,), Error = std::convert::Infallible> + Clone {
     warp::header::headers_cloned().map(move |headers: HeaderMap| {
         let header = headers.get("authorization").and_then(|value| value.to_str().ok());
         let caller = gate.verifier.api(header.and_then(answer_bearer));
@@ -95,7 +93,9 @@ async fn publish(gate: &Gate, caller: &Caller, key: Option<&str>, body: &[u8]) -
     }
     let requests: Vec<PublishRequest> = serde_json::from_slice(body).map_err(unreadable)?;
     if requests.len() > BATCH_MAX || key.is_some() {
-        return Err(Error::bad_request(format!("at most {BATCH_MAX} messages, each with its own message_id")));
+        return Err(Error::bad_request(format!(
+            "at most {BATCH_MAX} messages, each with its own message_id"
+        )));
     }
     let checked: Result<Vec<_>, _> =
         requests.into_iter().map(|request| check(gate, caller, request)).collect();
@@ -186,7 +186,8 @@ async fn get_user(asked: Asked, segment: String) -> Answer {
 }
 
 fn closed(found: &Found) -> Answer {
-    let body = json!({ "closed": found.sessions.len(), "sessions": found.sessions, "partial": found.partial });
+    let body =
+        json!({ "closed": found.sessions.len(), "sessions": found.sessions, "partial": found.partial });
     answer::json(StatusCode::OK, &body)
 }
 

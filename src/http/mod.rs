@@ -2,7 +2,7 @@
 //!
 //! - [`serve`]: the accept loop, with what a stranger may cost.
 //! - [`upgrade`]: from an HTTP request to a session.
-//! - [`api`]: `/v1`.
+//! - [`api`] is what stands under `/v1`.
 //! - [`health`]: `/livez`, `/readyz`, `/metrics` (on the admin address; the first two on the public one too).
 //! - `answer.rs`: how answers and errors are written.
 

@@ -141,8 +141,13 @@ fn answer(bus: &dyn Bus, id: &MessageId, settlement: &Settlement, properties: &P
         content_type: Some("application/json".to_owned()),
         ..Properties::default()
     };
-    let publish =
-        Publish { to: Destination::Queue(reply_to.clone()), properties, body: body.into(), order_key: 0, lane: Lane::Bulk };
+    let publish = Publish {
+        to: Destination::Queue(reply_to.clone()),
+        properties,
+        body: body.into(),
+        order_key: 0,
+        lane: Lane::Bulk,
+    };
     bus.publish(publish, Box::new(|_| ()));
 }
 

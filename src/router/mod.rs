@@ -18,8 +18,8 @@ use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::config::Routing;
 use crate::bus::{Bus, Destination, Link, Outcome};
+use crate::config::Routing;
 use crate::delivery::envelope::{Envelope, Origin, Scope, Tag};
 use crate::delivery::receipt_sender::ReceiptSender;
 use crate::delivery::receipts::{Completed, Receipts};
@@ -258,10 +258,7 @@ impl Router {
                 Outcome::Unavailable => unavailable(),
             })
         };
-        self.bus.publish(
-            envelope.to_publish(Destination::Nodes(others), ttl_ms, order_key),
-            Box::new(done),
-        );
+        self.bus.publish(envelope.to_publish(Destination::Nodes(others), ttl_ms, order_key), Box::new(done));
     }
 
     /// The broker's answer to the publish of an attempt. A confirm says little (the queue may die with its

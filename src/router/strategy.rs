@@ -29,21 +29,21 @@ pub enum Route {
 
 /// Decides by the strategy that `WARREN_ROUTING` names.
 pub fn route(strategy: Routing, target: &Target, lookup: &impl Lookup) -> Route {
-        match (strategy, target) {
-            (_, Target::Broadcast) => Route::Everyone,
-            (_, Target::Channel(_)) => Route::Unsupported,
-            (_, Target::Session(session)) => {
-                let reachable = session.node == *lookup.this_node() || lookup.is_live(&session.node);
-                Route::Nodes(reachable.then(|| session.node.clone()).into_iter().collect())
-            }
-            (Routing::Directory, Target::User(user)) => {
-                let mut nodes = lookup.nodes_of(user);
-                if lookup.user_is_here(user) {
-                    nodes.push(lookup.this_node().clone());
-                }
-                Route::Nodes(nodes)
-            }
+    match (strategy, target) {
+        (_, Target::Broadcast) => Route::Everyone,
+        (_, Target::Channel(_)) => Route::Unsupported,
+        (_, Target::Session(session)) => {
+            let reachable = session.node == *lookup.this_node() || lookup.is_live(&session.node);
+            Route::Nodes(reachable.then(|| session.node.clone()).into_iter().collect())
         }
+        (Routing::Directory, Target::User(user)) => {
+            let mut nodes = lookup.nodes_of(user);
+            if lookup.user_is_here(user) {
+                nodes.push(lookup.this_node().clone());
+            }
+            Route::Nodes(nodes)
+        }
+    }
 }
 
 #[cfg(test)]

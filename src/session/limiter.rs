@@ -21,7 +21,7 @@ impl Bucket {
         let refilled = self.tokens + passed_s * rate.per_second.get() as f32;
         self.tokens = refilled.min(rate.burst.get() as f32);
         self.filled_at = now;
-        (self.tokens >= 1.0).then(|| Self { tokens: self.tokens - 1.0, ..self })
+        (self.tokens >= 1.0).then_some(Self { tokens: self.tokens - 1.0, ..self })
     }
 }
 

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use crate::auth::Identity;
 use crate::hub::Tally;
 use crate::protocol::close::CloseCode;
-use crate::protocol::wire::{self, Decoder};
 use crate::protocol::server;
+use crate::protocol::wire::{self, Decoder};
 use crate::session::limiter::Bucket;
 use crate::session::socket::{Sent, Socket};
 
@@ -23,7 +23,9 @@ pub(super) enum Phase {
     Unknown,
     Open,
     /// The last frames are being written; nothing else is sent or heard.
-    Closing { until: u32 },
+    Closing {
+        until: u32,
+    },
     /// To be removed.
     Ended,
 }

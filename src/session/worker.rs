@@ -317,9 +317,7 @@ impl WorkerState {
             Phase::Unknown if elapsed(session.opened_at, now) >= millis(self.settings.auth_timeout) => {
                 session.close(CloseCode::Unauthorized, 0, now)
             }
-            Phase::Open if is_expired(session, unix_s) => {
-                session.close(CloseCode::TokenExpired, 0, now)
-            }
+            Phase::Open if is_expired(session, unix_s) => session.close(CloseCode::TokenExpired, 0, now),
             Phase::Unknown | Phase::Open => self.look_at_pings(session, now),
             Phase::Closing { .. } | Phase::Ended => session.wake(),
         }

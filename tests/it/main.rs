@@ -1,5 +1,8 @@
 //! Whole nodes in this process over the in-memory bus, and checks of what is shipped beside the code.
 
+// Clippy knows tests by their attribute, and not what they call.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 #[path = "../support/mod.rs"]
 mod support;
 
