@@ -320,8 +320,8 @@ fn fresh_node_id() -> Option<NodeId> {
 ///
 /// lapin decodes the tables of a message's headers by recursion, on a thread that it starts itself: a message
 /// with some thousand nested tables, which any publisher may send, would overflow the usual 2 MiB and abort
-/// the process with all its sockets. A frame's size limits the depth, and 64 MiB is enough for that; the
-/// pages are not used until then.
+/// the process with all its sockets. The size of a frame limits the depth, and 64 MiB is enough for the
+/// deepest table in one of 128 KiB, RabbitMQ's default; the pages are not used until then.
 pub fn raise_thread_stack() {
     const VARIABLE: &str = "RUST_MIN_STACK";
     if std::env::var_os(VARIABLE).is_none() {
