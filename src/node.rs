@@ -330,11 +330,8 @@ fn bind(address: SocketAddr, count: usize) -> Result<(SocketAddr, Vec<std::net::
 async fn follow_members(router: Arc<Router>, mut members: mpsc::Receiver<Membership>) {
     while let Some(change) = members.recv().await {
         match change {
-            Membership::Up(node) => tracing::info!(%node, "a node is here"),
-            Membership::Lost(node, incarnation) => {
-                tracing::info!(%node, %incarnation, "a node is lost");
-                router.node_lost(&node);
-            }
+            Membership::Up(_) => {}
+            Membership::Lost(node, _) => router.node_lost(&node),
             Membership::Conflict => {
                 tracing::error!(
                     "another process uses this node id: give each node a WARREN_NODE_ID of its own"
