@@ -34,7 +34,11 @@ fn incarnation(peer: &Peer) -> Option<Incarnation> {
 /// Waits for a new incarnation and a link that works.
 async fn back(peer: &mut Peer, before: Option<Incarnation>, deadline: Duration) {
     until(&*peer.bus, deadline, |link| link.ready() && link.incarnation != before).await;
-    assert_eq!(send(&peer.bus, to(&[&peer.id]), "back").await, Outcome::Confirmed);
+    // One of the two links may be back before the other has noticed that it is gone.
+    eventually("publishes are confirmed again", deadline, || async {
+        send(&peer.bus, to(&[&peer.id]), "back").await == Outcome::Confirmed
+    })
+    .await;
     loop {
         // What was in the inbox before the cut is still there, and its tokens are harmless.
         if take(&mut peer.inboxes.node).await == "back" {
@@ -162,8 +166,11 @@ async fn a_refusing_broker_is_tried_until_it_takes_us() {
 async fn a_killed_broker_loses_no_persistent_message() {
     let mut private = PrivateBroker::start().await;
     let mut a = peer(&|node| rabbit_bus(&private.url(), node), "a").await;
-    let ingress = Destination::Ingress("user.1".into());
-    assert_eq!(send(&a.bus, ingress, "durable").await, Outcome::Confirmed);
+    // The first flush of a broker that has just started can take longer than a publish waits.
+    eventually("the broker writes to its disk", PATIENCE, || async {
+        send(&a.bus, Destination::Ingress("user.1".into()), "durable").await == Outcome::Confirmed
+    })
+    .await;
     let held = next(&mut a.inboxes.ingress).await;
     let before = incarnation(&a);
     private.kill();

@@ -42,6 +42,9 @@ async fn a_node_adds_two_queues_and_three_bindings() {
     assert_eq!(vhost.bindings(&own).await, [pair("warren.broadcast", ""), pair("warren.direct", "a")]);
     assert_eq!(vhost.bindings(&control).await, [pair("warren.control", "")]);
     assert_eq!(vhost.bindings("warren.ingress").await, [pair("warren.ingress", "#")]);
+    // Looking for what was not there yet has cost no connection.
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert_eq!(a.bus.link().borrow().incarnation, Some(incarnation));
     let queue = vhost.management.get(&format!("queues/{}/{own}", vhost.name)).await;
     assert_eq!((&queue["exclusive"], &queue["auto_delete"]), (&json!(true), &json!(true)));
     assert_eq!(queue["arguments"]["x-overflow"], "drop-head");
@@ -65,8 +68,8 @@ async fn quorum_queues_work_as_well() {
 
 /// Imports the definitions file into a vhost, under user names that no other test has.
 async fn import(vhost: &Vhost) {
-    let text = std::fs::read_to_string(FILE).unwrap();
-    let mut file: Value = serde_json::from_str(&text).unwrap();
+    // The test above holds the file to this.
+    let mut file: Value = serde_json::from_str(&rendered()).unwrap();
     for section in ["users", "permissions", "topic_permissions", "exchanges", "queues", "bindings"] {
         for entry in file[section].as_array_mut().unwrap() {
             if entry.get("vhost").is_some() {
