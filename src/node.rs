@@ -24,6 +24,7 @@ use crate::lifecycle::{Lifecycle, Phase};
 use crate::metrics::Metrics;
 use crate::protocol::server;
 use crate::protocol::wire;
+use crate::router::mail::READERS;
 use crate::router::{Places, Router, RouterSettings};
 use crate::session::worker::{Worker, ADMISSIONS_MAX};
 use crate::session::{Admission, SessionSettings};
@@ -141,7 +142,10 @@ impl Node {
         self.tasks.spawn(peers::run_control(router.clone(), inboxes.control));
         self.tasks.spawn(backends::run(router.clone(), bus, metrics, message_bytes_max, inboxes.ingress));
         self.tasks.spawn(follow_members(router.clone(), members));
-        self.tasks.spawn(follow_link(self.hub.clone(), self.lifecycle.clone(), self.bus.link()));
+        self.tasks.spawn(follow_link(router.clone(), self.lifecycle.clone(), self.bus.link()));
+        for _ in 0..READERS {
+            self.tasks.spawn(router.clone().read_mail());
+        }
         self.tasks.spawn(keep_time(router));
     }
 
@@ -342,7 +346,7 @@ async fn follow_members(router: Arc<Router>, mut members: mpsc::Receiver<Members
 }
 
 /// Serves once the link is up; tells the clients when it was lost in between.
-async fn follow_link(hub: Arc<Hub>, lifecycle: Lifecycle, mut link: watch::Receiver<Link>) {
+async fn follow_link(router: Arc<Router>, lifecycle: Lifecycle, mut link: watch::Receiver<Link>) {
     let mut incarnation = None;
     loop {
         let now = *link.borrow_and_update();
@@ -351,9 +355,12 @@ async fn follow_link(hub: Arc<Hub>, lifecycle: Lifecycle, mut link: watch::Recei
             if incarnation.is_some() && incarnation != now.incarnation {
                 tracing::info!("the broker link is back; messages for everyone may have been missed");
                 let frame = wire::text_frame(&server::gap("broker link was lost"));
-                while let Err(full) = hub.deliver_all(&frame) {
-                    hub.room(full).await;
+                while let Err(full) = router.hub().deliver_all(&frame) {
+                    router.hub().room(full).await;
                 }
+            }
+            if incarnation != now.incarnation {
+                router.look_for_mail();
             }
             incarnation = now.incarnation;
         }
@@ -369,6 +376,7 @@ async fn keep_time(router: Arc<Router>) {
     loop {
         ticks.tick().await;
         router.expire(Instant::now());
+        router.announce_mail();
         let hub = router.hub();
         router.directory().set_load(hub.sessions() as u64, hub.users() as u64);
     }

@@ -12,10 +12,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::ids::{Incarnation, NodeId};
+use crate::ids::{Incarnation, NodeId, UserId};
 
 mod answer;
 pub mod memory;
@@ -114,6 +115,7 @@ pub enum Via {
     Direct,
     Control,
     Ingress,
+    Mailbox,
 }
 
 #[derive(Debug)]
@@ -203,12 +205,52 @@ pub struct Inboxes {
     pub ingress: mpsc::Receiver<Delivery>,
 }
 
+/// What a node finds when it opens a mailbox.
+#[derive(Debug)]
+pub enum Opened {
+    /// There is no mailbox, or nothing in it.
+    Empty,
+    Mail(Mailbox),
+    /// Another node hands it out right now.
+    Busy,
+}
+
+/// The mailbox cannot be asked: no link, or no answer in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the mailbox cannot be reached")]
+pub struct MailboxError;
+
+/// A mailbox that this node hands out, exclusively.
+#[derive(Debug)]
+pub struct Mailbox {
+    /// In order; a few at a time. It ends when the mailbox is found empty, all deliveries are settled and it has
+    /// been deleted; and when the link is lost or this value is dropped, which hands back what is not
+    /// acknowledged.
+    pub mail: mpsc::Receiver<Delivery>,
+}
+
+impl Mailbox {
+    pub fn is_emptied(&self) -> bool {
+        false
+    }
+}
+
 pub trait Bus: Send + Sync + 'static {
     /// Hands a message to the broker; `done` learns what became of it.
     fn publish(&self, publish: Publish, done: Done);
 
     /// The state of the link, and a notice of each change.
     fn link(&self) -> watch::Receiver<Link>;
+
+    /// Puts a message into the durable mailbox of a user, which is made on first need. [`Outcome::Confirmed`]:
+    /// it is stored; [`Outcome::Refused`]: the mailbox is full. Deposits for one user keep their order.
+    fn deposit(&self, user: &UserId, properties: Properties, body: Bytes, done: Done);
+
+    /// Opens the mailbox of a user for this node alone, to hand out what is in it in order.
+    fn open_mailbox(&self, user: &UserId) -> BoxFuture<'static, Result<Opened, MailboxError>>;
+
+    /// Messages waiting in the mailbox of a user; 0 if there is none.
+    fn mailbox_depth(&self, user: &UserId) -> BoxFuture<'static, Result<u64, MailboxError>>;
 
     /// Stops taking new deliveries from the exchanges (unbinds the node's queue, stops consuming ingress);
     /// what is already in the node's queue still arrives. For draining; there is no way back.

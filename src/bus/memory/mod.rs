@@ -284,6 +284,23 @@ pub struct MemoryBus {
 }
 
 impl Bus for MemoryBus {
+    fn deposit(&self, _: &crate::ids::UserId, _: crate::bus::Properties, _: bytes::Bytes, done: Done) {
+        done(Outcome::Unavailable);
+    }
+
+    fn open_mailbox(
+        &self,
+        _: &crate::ids::UserId,
+    ) -> futures_util::future::BoxFuture<'static, Result<crate::bus::Opened, crate::bus::MailboxError>> {
+        Box::pin(async { Err(crate::bus::MailboxError) })
+    }
+
+    fn mailbox_depth(
+        &self,
+        _: &crate::ids::UserId,
+    ) -> futures_util::future::BoxFuture<'static, Result<u64, crate::bus::MailboxError>> {
+        Box::pin(async { Err(crate::bus::MailboxError) })
+    }
     fn publish(&self, publish: Publish, done: Done) {
         let answer = Answer::new(done);
         if self.link.borrow().publishing != Publishing::Ready {

@@ -18,6 +18,23 @@ struct SmallBus {
 }
 
 impl Bus for SmallBus {
+    fn deposit(&self, _: &crate::ids::UserId, _: crate::bus::Properties, _: bytes::Bytes, done: Done) {
+        done(Outcome::Unavailable);
+    }
+
+    fn open_mailbox(
+        &self,
+        _: &crate::ids::UserId,
+    ) -> futures_util::future::BoxFuture<'static, Result<crate::bus::Opened, crate::bus::MailboxError>> {
+        Box::pin(async { Err(crate::bus::MailboxError) })
+    }
+
+    fn mailbox_depth(
+        &self,
+        _: &crate::ids::UserId,
+    ) -> futures_util::future::BoxFuture<'static, Result<u64, crate::bus::MailboxError>> {
+        Box::pin(async { Err(crate::bus::MailboxError) })
+    }
     fn publish(&self, publish: Publish, done: Done) {
         if !self.link.borrow().ready() {
             return done(Outcome::Unavailable);
