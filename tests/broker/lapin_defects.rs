@@ -1,6 +1,7 @@
 //! Known defects of the client library under load: our bus must not show any of them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
@@ -12,6 +13,8 @@ use warren::bus::{publish_confirmed, Destination, Outcome, Publish};
 use crate::broker;
 use crate::bus_contract::{next, peer, send, take, text, to};
 use crate::contract::rabbit_bus;
+use crate::eventually::eventually;
+use crate::raw_amqp::publish_unreadable;
 
 /// Confirms and refusals, interleaved and from many tasks: each task hears of its own publish.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -99,4 +102,40 @@ async fn unfit_publishes_are_refused_alone() {
     assert_eq!(publish_confirmed(&*a.bus, fat).await, Outcome::Refused);
     assert_eq!(take(&mut a.inboxes.node).await, "odd");
     assert_eq!(*a.bus.link().borrow(), before);
+}
+
+/// The client library gives up a connection over a property that is not UTF-8, and the broker hands the message
+/// out again: it has to be parked, and what came before and after it has to arrive.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unreadable_message_is_parked() {
+    let vhost = broker::vhost().await;
+    let mut a = peer(&|node| rabbit_bus(&vhost.url(), node), "a").await;
+    let before = a.bus.link().borrow().incarnation;
+    let ingress = || Destination::Ingress("user.1".into());
+    assert_eq!(send(&a.bus, ingress(), "first").await, Outcome::Confirmed);
+    for _ in 0..2 {
+        publish_unreadable(vhost.port(), &vhost.name, "warren.ingress").await;
+    }
+    assert_eq!(send(&a.bus, ingress(), "last").await, Outcome::Confirmed);
+    let mut seen = vec![];
+    while seen.last().is_none_or(|body| body != "last") {
+        let body = take(&mut a.inboxes.ingress).await;
+        if seen.last() != Some(&body) {
+            seen.push(body);
+        }
+    }
+    assert_eq!(seen, ["first", "last"]);
+    eventually("both are with the dead", Duration::from_secs(10), || async {
+        vhost.messages("warren.dead").await == 2
+    })
+    .await;
+    assert_eq!(a.bus.link().borrow().incarnation, before, "the node's own queues are not disturbed");
+    // And all is as fast as before, for many.
+    eventually("ingress flows", Duration::from_secs(10), || async {
+        vhost.messages("warren.ingress").await == 0
+    })
+    .await;
+    let sent = join_all((0..100).map(|i| send(&a.bus, ingress(), if i == 99 { "end" } else { "x" }))).await;
+    assert!(sent.iter().all(|outcome| *outcome == Outcome::Confirmed));
+    while take(&mut a.inboxes.ingress).await != "end" {}
 }

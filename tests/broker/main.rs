@@ -8,6 +8,8 @@ mod broker;
 mod bus_contract;
 #[path = "../support/eventually.rs"]
 mod eventually;
+#[path = "../support/raw_amqp.rs"]
+mod raw_amqp;
 #[path = "../support/relay.rs"]
 mod relay;
 

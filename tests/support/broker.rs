@@ -104,6 +104,15 @@ impl Vhost {
         bindings
     }
 
+    /// How many messages a queue holds, handed out or not. Asked of the queue, since statistics come late.
+    pub async fn messages(&self, queue: &str) -> u64 {
+        let queue = self
+            .management
+            .get(&format!("queues/{}/{queue}?disable_stats=true&enable_queue_totals=true", self.name))
+            .await;
+        queue["messages"].as_u64().unwrap_or(u64::MAX)
+    }
+
     pub async fn close_connections(&self) {
         let all = self.management.get(&format!("vhosts/{}/connections", self.name)).await;
         for name in names(&all) {

@@ -1,7 +1,8 @@
 //! The bus over RabbitMQ: the only place of the gateway that speaks AMQP.
 //!
-//! Two connections, each with its own supervisor ([`consuming`], [`publishing`]), since a broker that is short
-//! of memory stops reading from every connection that publishes. The client library's auto-recovery stays off:
+//! Three connections, each with its own supervisor: [`publishing`] alone, since a broker that is short of memory
+//! stops reading from every connection that publishes; [`consuming`] for the node's own queues; and [`ingress`],
+//! which a malformed message from outside can break. The client library's auto-recovery stays off:
 //! any error of a connection, channel or consumer tears the whole connection down, and it is built anew.
 
 mod ack_tracker;
@@ -11,6 +12,7 @@ mod consuming;
 mod convert;
 mod declare;
 mod definitions;
+mod ingress;
 mod publisher;
 mod publishing;
 mod returns;
@@ -121,12 +123,13 @@ impl RabbitBus {
         tasks.spawn(publishing::supervise(shared.clone(), channels));
         let (node_sender, node) = mpsc::channel(consuming::NODE_PREFETCH.into());
         let (control_sender, control) = mpsc::channel(consuming::CONTROL_PREFETCH.into());
-        let (ingress_sender, ingress) = mpsc::channel(consuming::INGRESS_PREFETCH.into());
-        let senders = InboxSenders { node: node_sender, control: control_sender, ingress: ingress_sender };
+        let (ingress_sender, ingress_inbox) = mpsc::channel(ingress::PREFETCH.into());
+        let senders = InboxSenders { node: node_sender, control: control_sender };
         let leave = watch::Sender::new(false);
-        tasks.spawn(consuming::supervise(shared, senders, leave.subscribe()));
+        tasks.spawn(consuming::supervise(shared.clone(), senders, leave.subscribe()));
+        tasks.spawn(ingress::supervise(shared, ingress_sender, leave.subscribe()));
         let bus = Self { link, leave, lanes, tasks: Mutex::new(tasks) };
-        (Arc::new(bus), Inboxes { node, control, ingress })
+        (Arc::new(bus), Inboxes { node, control, ingress: ingress_inbox })
     }
 
     fn lane(&self, publish: &Publish) -> &LaneInbox {

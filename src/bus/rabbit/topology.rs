@@ -54,6 +54,9 @@ pub struct Binding {
 /// How many dead messages are kept for a person to look at; the oldest go first.
 const DEAD_MESSAGES_MAX: u32 = 100_000;
 
+/// How often a quorum queue hands a message out before it counts as dead; RabbitMQ 4 does the same unasked.
+const DELIVERIES_MAX: u32 = 20;
+
 #[derive(Debug, Clone)]
 pub struct Topology {
     prefix: String,
@@ -143,18 +146,18 @@ impl Topology {
     /// The queues that outlive every node.
     pub fn durable_queues(&self) -> Vec<Queue> {
         let kind = Argument::Text(if self.quorum { "quorum" } else { "classic" }.into());
+        let mut ingress = vec![
+            ("x-queue-type", kind.clone()),
+            // One node at a time, so that the order is kept and the next takes over when it dies.
+            ("x-single-active-consumer", Argument::Flag(true)),
+            ("x-dead-letter-exchange", Argument::Text(self.dead())),
+        ];
+        if self.quorum {
+            // A message that nobody can read ends up with the dead; classic queues need the node's help.
+            ingress.push(("x-delivery-limit", Argument::Number(DELIVERIES_MAX)));
+        }
         vec![
-            Queue {
-                name: self.ingress(),
-                exclusive: false,
-                arguments: vec![
-                    ("x-queue-type", kind.clone()),
-                    // One node at a time, so that the order is kept and the next takes over when it dies.
-                    ("x-single-active-consumer", Argument::Flag(true)),
-                    // Quorum queues drop what was handed out too often; here it is kept for a person to see.
-                    ("x-dead-letter-exchange", Argument::Text(self.dead())),
-                ],
-            },
+            Queue { name: self.ingress(), exclusive: false, arguments: ingress },
             Queue {
                 name: self.dead(),
                 exclusive: false,
