@@ -104,13 +104,9 @@ impl Vhost {
         bindings
     }
 
-    /// How many messages a queue holds, handed out or not. Asked of the queue, since statistics come late.
-    pub async fn messages(&self, queue: &str) -> u64 {
-        let queue = self
-            .management
-            .get(&format!("queues/{}/{queue}?disable_stats=true&enable_queue_totals=true", self.name))
-            .await;
-        queue["messages"].as_u64().unwrap_or(u64::MAX)
+    /// How many messages a queue holds, handed out or not, as of a moment ago.
+    pub async fn messages(&self, queue: &str) -> Option<u64> {
+        self.management.get(&format!("queues/{}/{queue}", self.name)).await["messages"].as_u64()
     }
 
     pub async fn close_connections(&self) {

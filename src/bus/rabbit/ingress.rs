@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use futures_util::future::join;
 use futures_util::stream::BoxStream;
-use lapin::options::{BasicCancelOptions, BasicGetOptions, BasicNackOptions, BasicRejectOptions};
+use lapin::options::{BasicCancelOptions, BasicGetOptions, BasicRejectOptions};
 use lapin::types::ShortString;
 use lapin::{Connection, ErrorKind, Event};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout, Instant};
+use tokio::time::{sleep, Instant};
 use tracing::{error, info, warn};
 
-use super::connection::{self, within, Backoff, LinkError, STEP_DEADLINE};
+use super::connection::{self, within, Backoff, LinkError};
 use super::consuming::failure;
 use super::{consumer, declare, Shared, STABLE_AFTER};
 use crate::bus::{Delivery, Via};
@@ -149,38 +149,46 @@ async fn consume(
 /// The answer to `basic.get` breaks the connection, so its delivery cannot be rejected afterwards. But the tag
 /// will be 1: the rejection is sent along with the question, and the broker has both before it answers.
 async fn park_unreadable(shared: &Shared) -> Result<(), LinkError> {
+    match first_message(shared, false).await {
+        Err(error) if is_unreadable(&error) => {}
+        // Another node has taken it, or it has gone: what came instead is innocent, and goes back.
+        other => return other.map(drop),
+    }
+    match first_message(shared, true).await {
+        Err(error) if is_unreadable(&error) => error!("a message that cannot be read was dead-lettered"),
+        Ok(None) => {}
+        Ok(Some(id)) => error!(message_id = id, "a readable message was dead-lettered with unreadable ones"),
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+/// Looks at the first message of the queue, on a connection of its own, and tells its id; it goes to the dead
+/// if it is to be rejected, else back to its place.
+async fn first_message(shared: &Shared, reject: bool) -> Result<Option<String>, LinkError> {
     let queue = ShortString::try_new(shared.topology.ingress())?;
     let connection = open(shared).await?;
-    let channel = within("opening a channel", connection.create_channel()).await?;
-    let get = channel.basic_get(queue.clone(), BasicGetOptions { no_ack: false });
-    match timeout(STEP_DEADLINE, get).await {
-        Ok(Ok(message)) => {
-            // Another node has taken it, or it has gone: what we hold is innocent.
-            if let Some(message) = message {
-                let options = BasicNackOptions { multiple: false, requeue: true };
-                within("basic.nack", message.nack(options)).await?;
-            }
-            connection::close(connection).await;
-            return Ok(());
-        }
-        Ok(Err(error)) if !is_unreadable(&error.clone().into()) && !connection.status().errored() => {
-            return Err(error.into());
-        }
-        _ => {}
-    }
-    let connection = open(shared).await?;
+    let events: BoxStream<'static, Event> = Box::pin(connection.events_listener());
     let channel = within("opening a channel", connection.create_channel()).await?;
     let get = channel.basic_get(queue, BasicGetOptions { no_ack: false });
-    let reject = channel.basic_reject(1, BasicRejectOptions { requeue: false });
-    match timeout(STEP_DEADLINE, join(get, reject)).await {
-        Ok((Ok(Some(message)), _)) => {
-            let id = message.properties.message_id().as_ref().map(ShortString::as_str);
-            error!(message_id = id, "a readable message was dead-lettered in place of an unreadable one");
+    let rejection = async {
+        if reject {
+            channel.basic_reject(1, BasicRejectOptions { requeue: false }).await?;
         }
-        _ => error!("a message that cannot be read was dead-lettered"),
-    }
+        Ok::<_, lapin::Error>(())
+    };
+    let looked = tokio::select! {
+        // The question is never answered when its answer cannot be read; only the connection's error tells.
+        biased;
+        error = failure(events) => Err(error),
+        (message, _) = join(within("basic.get", get), rejection) => message,
+    };
+    // What was neither acknowledged nor rejected returns to its place.
     connection::close(connection).await;
-    Ok(())
+    let id = |message: lapin::message::BasicGetMessage| {
+        message.properties.message_id().as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default()
+    };
+    Ok(looked?.map(id))
 }
 
 #[cfg(test)]

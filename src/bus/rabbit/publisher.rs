@@ -71,6 +71,8 @@ pub async fn run_lane(
             continue;
         }
         tokio::select! {
+            // A channel is there before the link says so; a publish that follows must not be turned away.
+            biased;
             changed = channels.changed() => if changed.is_err() { return },
             job = inbox.recv() => if job.is_none() { return },
         }
