@@ -15,5 +15,6 @@ mod relay;
 
 mod contract;
 mod lapin_defects;
+mod memory_faults;
 mod reconnect;
 mod topology;
