@@ -8,4 +8,6 @@ mod support;
 
 mod deploy;
 mod rfc6455;
+mod routing;
+mod session;
 mod wire_differential;
