@@ -177,6 +177,7 @@ impl Node {
         let sessions = SessionSettings {
             verifier: gate.verifier.clone(),
             metrics: gate.metrics.clone(),
+            sessions_max: gate.max_sessions,
             message_bytes_max: u32::try_from(config.max_message_bytes).unwrap_or(u32::MAX),
             outbox_bytes_max: config.outbox_bytes,
             publish_rate: config.message_rate,
