@@ -6,6 +6,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod credentials;
 mod deploy;
 mod rfc6455;
 mod routing;

@@ -78,7 +78,7 @@ async fn a_session_target_reaches_that_session_alone() {
 #[tokio::test]
 async fn the_gateway_stamps_the_sender_whatever_a_client_claims() {
     let cluster = Cluster::start(2, CHECKED).await;
-    let token = |user: &str| crate::session::token(user, 60, &[]);
+    let token = |user: &str| crate::credentials::token(user, 60, &[]);
     let mut alice = User::with_token(cluster.ws(0), &token("alice")).await;
     let mut mallory = User::with_token(cluster.ws(1), &token("mallory")).await;
     cluster.knows("alice", &[0]).await;
@@ -187,8 +187,8 @@ async fn two_thousand_messages_to_another_node_keep_their_order() {
 #[tokio::test]
 async fn a_message_id_that_is_sent_again_elsewhere_is_seen_once() {
     let cluster = Cluster::start(3, CHECKED).await;
-    let bob = crate::session::token("bob", 60, &[]);
-    let mut alice = User::with_token(cluster.ws(0), &crate::session::token("alice", 60, &[])).await;
+    let bob = crate::credentials::token("bob", 60, &[]);
+    let mut alice = User::with_token(cluster.ws(0), &crate::credentials::token("alice", 60, &[])).await;
     let mut bob_1 = User::with_token(cluster.ws(1), &bob).await;
     let mut bob_2 = User::with_token(cluster.ws(2), &bob).await;
     cluster.knows("alice", &[0]).await;
