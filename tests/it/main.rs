@@ -8,6 +8,7 @@ mod support;
 
 mod credentials;
 mod deploy;
+mod ingress;
 mod rfc6455;
 mod routing;
 mod session;
