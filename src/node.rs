@@ -106,6 +106,7 @@ impl Node {
             origins: config.origins.clone(),
             max_sessions: config.max_sessions,
             max_message_bytes: config.max_message_bytes,
+            body_timeout: config.header_timeout,
         });
         let mut node = Self {
             id: config.node_id.clone(),
