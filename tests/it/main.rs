@@ -8,6 +8,7 @@ mod support;
 
 mod credentials;
 mod deploy;
+mod http;
 mod ingress;
 mod rfc6455;
 mod routing;
