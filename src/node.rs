@@ -107,6 +107,7 @@ impl Node {
             origins: config.origins.clone(),
             max_sessions: config.max_sessions,
             max_message_bytes: config.max_message_bytes,
+            body_timeout: config.header_timeout,
         });
         let mut node = Self {
             id: config.node_id.clone(),
@@ -181,6 +182,7 @@ impl Node {
         let sessions = SessionSettings {
             verifier: gate.verifier.clone(),
             metrics: gate.metrics.clone(),
+            sessions_max: gate.max_sessions,
             message_bytes_max: u32::try_from(config.max_message_bytes).unwrap_or(u32::MAX),
             outbox_bytes_max: config.outbox_bytes,
             publish_rate: config.message_rate,

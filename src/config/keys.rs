@@ -117,7 +117,7 @@ pub const KEYS: &[Key] = &[
     number("PING_INTERVAL_MS", [25_000, 100, 300_000], "ms", "between pings to a client"),
     number("PONG_TIMEOUT_MS", [10_000, 50, 300_000], "ms", "no answer to a ping by then closes with 4104"),
     number("AUTH_TIMEOUT_MS", [5_000, 100, 60_000], "ms", "from the handshake to the `auth` frame"),
-    number("HEADER_TIMEOUT_MS", [5_000, 100, 60_000], "ms", "to send the head of a request"),
+    number("HEADER_TIMEOUT_MS", [5_000, 100, 60_000], "ms", "to send the head of a request, and as long again for its body"),
     number("RECEIPT_TIMEOUT_MS", [5_000, 100, 60_000], "ms", "how long a node waits for another node's receipt"),
     number("DRAIN_MS", [20_000, 0, 600_000], "ms", "from SIGTERM to the end, spent on moving clients to other nodes"),
     // logs

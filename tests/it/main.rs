@@ -6,6 +6,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod credentials;
 mod deploy;
+mod http;
+mod ingress;
 mod rfc6455;
+mod routing;
+mod session;
 mod wire_differential;
