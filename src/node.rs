@@ -33,6 +33,8 @@ use crate::session::{Admission, SessionSettings};
 const EXPIRE_EVERY: Duration = Duration::from_millis(50);
 /// What remains of the drain time after the last session was told to go, for close frames to cross.
 const DRAIN_TAIL: Duration = Duration::from_millis(1_500);
+/// How long a drained node waits for the receipts of its last messages.
+const SETTLE_MAX: Duration = Duration::from_secs(2);
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
 #[derive(Debug, thiserror::Error)]
@@ -248,7 +250,7 @@ impl Node {
     pub async fn drain(&mut self, hurry: impl std::future::Future<Output = ()>) {
         self.lifecycle.advance(Phase::Draining);
         self.router.directory().set_draining();
-        self.bus.leave();
+        self.bus.stop_ingress();
         let spread = self.drain.saturating_sub(DRAIN_TAIL);
         let spread_ms = u32::try_from(spread.as_millis()).unwrap_or(u32::MAX);
         let hub = self.hub.clone();
@@ -268,7 +270,15 @@ impl Node {
             () = hurried => {}
             () = tokio::time::sleep(self.drain) => {}
         }
+        // What this node answers for is settled before it becomes unreachable for the receipts.
+        let settled = async {
+            while self.router.pending() > 0 {
+                tokio::time::sleep(DRAIN_POLL).await;
+            }
+        };
+        let _ = tokio::time::timeout(SETTLE_MAX, settled).await;
         self.router.directory().bye().await;
+        self.bus.leave();
         self.lifecycle.advance(Phase::Stopped);
     }
 

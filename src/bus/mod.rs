@@ -258,6 +258,9 @@ pub trait Bus: Send + Sync + 'static {
         None
     }
 
+    /// Stops taking what backends publish, so that another node takes over. For draining; there is no way back.
+    fn stop_ingress(&self);
+
     /// Stops taking new deliveries from the exchanges (unbinds the node's queue, stops consuming ingress);
     /// what is already in the node's queue still arrives. For draining; there is no way back.
     fn leave(&self);

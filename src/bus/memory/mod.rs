@@ -49,6 +49,8 @@ struct Node {
     /// `None` while the node is cut off.
     queues: Option<NodeQueues>,
     left: bool,
+    /// Takes no more of what backends publish.
+    retired: bool,
 }
 
 #[derive(Clone)]
@@ -96,7 +98,7 @@ impl MemoryBroker {
                 answer.give(outcome);
             }
         });
-        let attached = Node { link: link.clone(), inboxes, queues: None, left: false };
+        let attached = Node { link: link.clone(), inboxes, queues: None, left: false, retired: false };
         self.lock().nodes.insert(node.clone(), attached);
         self.restore(&node);
         let bus = MemoryBus { broker: self.clone(), node, link, answers, tasks: Mutex::new(tasks) };
@@ -159,9 +161,16 @@ impl MemoryBroker {
     }
 
     fn leave(&self, node: &NodeId) {
+        self.stop_ingress(node);
+        if let Some(leaver) = self.lock().nodes.get_mut(node) {
+            leaver.left = true;
+        }
+    }
+
+    fn stop_ingress(&self, node: &NodeId) {
         let mut state = self.lock();
         let Some(leaver) = state.nodes.get_mut(node) else { return };
-        leaver.left = true;
+        leaver.retired = true;
         if let Some(queues) = &leaver.queues {
             queues.ingress_active.send_replace(false);
         }
@@ -209,14 +218,14 @@ impl MemoryBroker {
         let blocked = state.blocked;
         let state = &mut *state;
         let Some(restored) = state.nodes.get_mut(node).filter(|node| node.queues.is_none()) else { return };
-        if !restored.left {
+        if !restored.retired {
             state.ingress_consumers.push(node.clone());
         }
         let first = state.ingress_consumers.first() == Some(node);
         let own = || Queue::new(self.node_queue_max, Overflow::DropOldest);
         let (node_queue, control_queue) = (own(), own());
         let flowing = watch::Sender::new(true);
-        let ingress_active = watch::Sender::new(first && !restored.left);
+        let ingress_active = watch::Sender::new(first && !restored.retired);
         let mut consumers = JoinSet::new();
         let inboxes = restored.inboxes.clone();
         consumers.spawn(consume(node_queue.clone(), inboxes.node, PREFETCH, flowing.subscribe()));
@@ -313,6 +322,10 @@ impl Bus for MemoryBus {
 
     fn link(&self) -> watch::Receiver<Link> {
         self.link.subscribe()
+    }
+
+    fn stop_ingress(&self) {
+        self.broker.stop_ingress(&self.node);
     }
 
     fn leave(&self) {

@@ -98,6 +98,7 @@ struct LaneInbox {
 pub struct RabbitBus {
     link: watch::Sender<Link>,
     leave: watch::Sender<bool>,
+    stop_ingress: watch::Sender<bool>,
     /// The bulk lanes, then the urgent one.
     lanes: Vec<LaneInbox>,
     account: Option<String>,
@@ -128,10 +129,10 @@ impl RabbitBus {
         let (control_sender, control) = mpsc::channel(consuming::CONTROL_PREFETCH.into());
         let (ingress_sender, ingress_inbox) = mpsc::channel(ingress::PREFETCH.into());
         let senders = InboxSenders { node: node_sender, control: control_sender };
-        let leave = watch::Sender::new(false);
+        let (leave, stop_ingress) = (watch::Sender::new(false), watch::Sender::new(false));
         tasks.spawn(consuming::supervise(shared.clone(), senders, leave.subscribe()));
-        tasks.spawn(ingress::supervise(shared, ingress_sender, leave.subscribe()));
-        let bus = Self { link, leave, lanes, account, tasks: Mutex::new(tasks) };
+        tasks.spawn(ingress::supervise(shared, ingress_sender, stop_ingress.subscribe()));
+        let bus = Self { link, leave, stop_ingress, lanes, account, tasks: Mutex::new(tasks) };
         (Arc::new(bus), Inboxes { node, control, ingress: ingress_inbox })
     }
 
@@ -182,7 +183,12 @@ impl Bus for RabbitBus {
         self.link.subscribe()
     }
 
+    fn stop_ingress(&self) {
+        self.stop_ingress.send_replace(true);
+    }
+
     fn leave(&self) {
+        self.stop_ingress();
         self.leave.send_replace(true);
     }
 

@@ -54,6 +54,8 @@ impl Bus for SmallBus {
         self.link.subscribe()
     }
 
+    fn stop_ingress(&self) {}
+
     fn leave(&self) {}
 
     fn close(&self) {}
