@@ -8,10 +8,13 @@ mod broker;
 mod bus_contract;
 #[path = "../support/eventually.rs"]
 mod eventually;
+#[path = "../support/mailbox_contract.rs"]
+mod mailbox_contract;
 #[path = "../support/relay.rs"]
 mod relay;
 
 mod contract;
 mod lapin_defects;
+mod mailbox;
 mod reconnect;
 mod topology;
