@@ -12,7 +12,7 @@ use tokio::task::{JoinSet, LocalSet};
 use crate::auth::{SelfTestFailed, Verifier};
 use crate::bus::memory::MemoryBroker;
 use crate::bus::rabbit::{RabbitBus, RabbitSettings};
-use crate::bus::{Bus, Inboxes, Link};
+use crate::bus::{Bus, Inboxes, Link, MailboxLimits};
 use crate::config::{Config, QueueType};
 use crate::delivery::receipt_sender::ReceiptSender;
 use crate::directory::{Directory, Membership, ServiceHandle};
@@ -67,14 +67,16 @@ pub struct Node {
 impl Node {
     /// Binds every address and starts; must be called in a tokio runtime. Whether the broker can be reached shows in readiness, not here.
     pub fn start(config: Config) -> Result<Self, StartError> {
+        let mailbox = MailboxLimits::new(config.mailbox_ttl, config.mailbox_messages, config.mailbox_bytes);
         let (bus, inboxes): (Arc<dyn Bus>, Inboxes) = if config.standalone() {
-            let (bus, inboxes) = MemoryBroker::new().attach(config.node_id.clone());
+            let (bus, inboxes) = MemoryBroker::with_mailboxes(mailbox).attach(config.node_id.clone());
             (bus, inboxes)
         } else {
             let urls = config.amqp_urls.iter().map(|url| url.expose().to_owned()).collect();
             let settings = RabbitSettings {
                 prefix: config.prefix.as_str().to_owned(),
                 quorum: config.queue_type == QueueType::Quorum,
+                mailbox,
                 ..RabbitSettings::new(urls)
             };
             let (bus, inboxes) = RabbitBus::start(settings, config.node_id.clone());
