@@ -32,6 +32,8 @@ use crate::session::{Admission, SessionSettings};
 const EXPIRE_EVERY: Duration = Duration::from_millis(50);
 /// What remains of the drain time after the last session was told to go, for close frames to cross.
 const DRAIN_TAIL: Duration = Duration::from_millis(1_500);
+/// How long what the last sessions sent may take to be settled.
+const SETTLE_MAX: Duration = Duration::from_secs(1);
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
 #[derive(Debug, thiserror::Error)]
@@ -244,7 +246,6 @@ impl Node {
     pub async fn drain(&mut self, hurry: impl std::future::Future<Output = ()>) {
         self.lifecycle.advance(Phase::Draining);
         self.router.directory().set_draining();
-        self.bus.leave();
         let spread = self.drain.saturating_sub(DRAIN_TAIL);
         let spread_ms = u32::try_from(spread.as_millis()).unwrap_or(u32::MAX);
         let hub = self.hub.clone();
@@ -264,6 +265,15 @@ impl Node {
             () = hurried => {}
             () = tokio::time::sleep(self.drain) => {}
         }
+        // Not sooner: until here sessions were to be reached, and receipts for what they sent still came.
+        let settled = async {
+            while self.router.pending() > 0 {
+                tokio::time::sleep(DRAIN_POLL).await;
+            }
+        };
+        // Backends may keep it busy for ever; what is left then, the broker gives to another node.
+        let _ = tokio::time::timeout(SETTLE_MAX, settled).await;
+        self.bus.leave();
         self.router.directory().bye().await;
         self.lifecycle.advance(Phase::Stopped);
     }
