@@ -6,11 +6,15 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod broker_away;
 mod credentials;
 mod deploy;
+mod drain;
+mod hostile;
 mod http;
 mod ingress;
 mod rfc6455;
 mod routing;
 mod session;
+mod tidy;
 mod wire_differential;

@@ -169,6 +169,17 @@ impl User {
         }
     }
 
+    /// The next reply, or how the session ended before it came.
+    pub async fn reply_or_end(&mut self) -> Result<Value, End> {
+        loop {
+            match self.hear().await {
+                Heard::Frame(frame) if frame["type"] == "reply" => return Ok(frame),
+                Heard::Frame(frame) => self.kept.push_back(frame),
+                Heard::Closed(code) => return Err(End { code, disconnect: None }),
+            }
+        }
+    }
+
     /// Checks that the session ends with this code, and that the `disconnect` frame said the same before.
     pub async fn expect_close(&mut self, code: u16) -> Value {
         let end = self.end().await;
