@@ -13,6 +13,7 @@ mod drain;
 mod hostile;
 mod http;
 mod ingress;
+mod readme;
 mod rfc6455;
 mod routing;
 mod session;

@@ -42,6 +42,9 @@ pub use connection::check_url;
 pub use definitions::definitions;
 pub use topology::Topology;
 
+/// A directive for the log: the client library logs returned messages whole, payload included, and takes for
+/// errors what is none here, such as a mailbox that does not exist.
+pub const QUIET: &str = "lapin=off";
 /// A link that lived this long starts over with short waits when it is lost.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// Channels for messages; a publish's order key chooses one.
