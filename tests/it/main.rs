@@ -7,6 +7,7 @@
 mod support;
 
 mod broker_away;
+mod churn;
 mod credentials;
 mod deploy;
 mod drain;
