@@ -34,7 +34,7 @@ pub struct TokenArgs {
     /// How long it is valid: a number with s, m, h or d
     #[arg(long, default_value = "1h", value_parser = ttl)]
     pub ttl: Duration,
-    /// What the user may do, instead of the usual: api, publish:broadcast, publish:user.*, subscribe:channel.news
+    /// What the user may do instead of the usual: api, publish:broadcast, publish:user.*, subscribe:channel.a
     #[arg(long = "cap", value_name = "CAP")]
     pub caps: Vec<String>,
 }

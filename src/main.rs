@@ -51,7 +51,9 @@ fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
 }
 
 fn serve(config: Config) -> ExitCode {
-    let filter = EnvFilter::try_new(&config.log).unwrap_or_default();
+    // The client library logs returned messages whole, payload included, and takes for an error what is none
+    // here: a queue that does not exist.
+    let filter = EnvFilter::try_new(format!("lapin=off,{}", config.log)).unwrap_or_default();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.log_format {
         LogFormat::Text => log.init(),

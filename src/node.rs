@@ -12,7 +12,7 @@ use tokio::task::{JoinSet, LocalSet};
 use crate::auth::{SelfTestFailed, Verifier};
 use crate::bus::memory::MemoryBroker;
 use crate::bus::rabbit::{RabbitBus, RabbitSettings};
-use crate::bus::{Bus, Inboxes, Link};
+use crate::bus::{Bus, Inboxes, Link, MailboxLimits};
 use crate::config::{Config, QueueType};
 use crate::delivery::receipt_sender::ReceiptSender;
 use crate::directory::{Directory, Membership, ServiceHandle};
@@ -24,6 +24,7 @@ use crate::lifecycle::{Lifecycle, Phase};
 use crate::metrics::Metrics;
 use crate::protocol::server;
 use crate::protocol::wire;
+use crate::router::mail::READERS;
 use crate::router::{Places, Router, RouterSettings};
 use crate::session::worker::{Worker, ADMISSIONS_MAX};
 use crate::session::{Admission, SessionSettings};
@@ -32,8 +33,8 @@ use crate::session::{Admission, SessionSettings};
 const EXPIRE_EVERY: Duration = Duration::from_millis(50);
 /// What remains of the drain time after the last session was told to go, for close frames to cross.
 const DRAIN_TAIL: Duration = Duration::from_millis(1_500);
-/// How long what the last sessions sent may take to be settled.
-const SETTLE_MAX: Duration = Duration::from_secs(1);
+/// How long a drained node waits for the receipts of its last messages.
+const SETTLE_MAX: Duration = Duration::from_secs(2);
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
 #[derive(Debug, thiserror::Error)]
@@ -66,14 +67,16 @@ pub struct Node {
 impl Node {
     /// Binds every address and starts; must be called in a tokio runtime. Whether the broker can be reached shows in readiness, not here.
     pub fn start(config: Config) -> Result<Self, StartError> {
+        let mailbox = MailboxLimits::new(config.mailbox_ttl, config.mailbox_messages, config.mailbox_bytes);
         let (bus, inboxes): (Arc<dyn Bus>, Inboxes) = if config.standalone() {
-            let (bus, inboxes) = MemoryBroker::new().attach(config.node_id.clone());
+            let (bus, inboxes) = MemoryBroker::with_mailboxes(mailbox).attach(config.node_id.clone());
             (bus, inboxes)
         } else {
             let urls = config.amqp_urls.iter().map(|url| url.expose().to_owned()).collect();
             let settings = RabbitSettings {
                 prefix: config.prefix.as_str().to_owned(),
                 quorum: config.queue_type == QueueType::Quorum,
+                mailbox,
                 ..RabbitSettings::new(urls)
             };
             let (bus, inboxes) = RabbitBus::start(settings, config.node_id.clone());
@@ -144,7 +147,10 @@ impl Node {
         self.tasks.spawn(peers::run_control(router.clone(), inboxes.control));
         self.tasks.spawn(backends::run(router.clone(), bus, metrics, message_bytes_max, inboxes.ingress));
         self.tasks.spawn(follow_members(router.clone(), members));
-        self.tasks.spawn(follow_link(self.hub.clone(), self.lifecycle.clone(), self.bus.link()));
+        self.tasks.spawn(follow_link(router.clone(), self.lifecycle.clone(), self.bus.link()));
+        for _ in 0..READERS {
+            self.tasks.spawn(router.clone().read_mail());
+        }
         self.tasks.spawn(keep_time(router));
     }
 
@@ -246,6 +252,7 @@ impl Node {
     pub async fn drain(&mut self, hurry: impl std::future::Future<Output = ()>) {
         self.lifecycle.advance(Phase::Draining);
         self.router.directory().set_draining();
+        self.bus.stop_ingress();
         let spread = self.drain.saturating_sub(DRAIN_TAIL);
         let spread_ms = u32::try_from(spread.as_millis()).unwrap_or(u32::MAX);
         let hub = self.hub.clone();
@@ -265,16 +272,15 @@ impl Node {
             () = hurried => {}
             () = tokio::time::sleep(self.drain) => {}
         }
-        // Not sooner: until here sessions were to be reached, and receipts for what they sent still came.
+        // What this node answers for is settled before it becomes unreachable for the receipts.
         let settled = async {
             while self.router.pending() > 0 {
                 tokio::time::sleep(DRAIN_POLL).await;
             }
         };
-        // Backends may keep it busy for ever; what is left then, the broker gives to another node.
         let _ = tokio::time::timeout(SETTLE_MAX, settled).await;
-        self.bus.leave();
         self.router.directory().bye().await;
+        self.bus.leave();
         self.lifecycle.advance(Phase::Stopped);
     }
 
@@ -342,11 +348,8 @@ fn bind(address: SocketAddr, count: usize) -> Result<(SocketAddr, Vec<std::net::
 async fn follow_members(router: Arc<Router>, mut members: mpsc::Receiver<Membership>) {
     while let Some(change) = members.recv().await {
         match change {
-            Membership::Up(node) => tracing::info!(%node, "a node is here"),
-            Membership::Lost(node, incarnation) => {
-                tracing::info!(%node, %incarnation, "a node is lost");
-                router.node_lost(&node);
-            }
+            Membership::Up(_) => {}
+            Membership::Lost(node, _) => router.node_lost(&node),
             Membership::Conflict => {
                 tracing::error!(
                     "another process uses this node id: give each node a WARREN_NODE_ID of its own"
@@ -357,7 +360,7 @@ async fn follow_members(router: Arc<Router>, mut members: mpsc::Receiver<Members
 }
 
 /// Serves once the link is up; tells the clients when it was lost in between.
-async fn follow_link(hub: Arc<Hub>, lifecycle: Lifecycle, mut link: watch::Receiver<Link>) {
+async fn follow_link(router: Arc<Router>, lifecycle: Lifecycle, mut link: watch::Receiver<Link>) {
     let mut incarnation = None;
     loop {
         let now = *link.borrow_and_update();
@@ -366,9 +369,12 @@ async fn follow_link(hub: Arc<Hub>, lifecycle: Lifecycle, mut link: watch::Recei
             if incarnation.is_some() && incarnation != now.incarnation {
                 tracing::info!("the broker link is back; messages for everyone may have been missed");
                 let frame = wire::text_frame(&server::gap("broker link was lost"));
-                while let Err(full) = hub.deliver_all(&frame) {
-                    hub.room(full).await;
+                while let Err(full) = router.hub().deliver_all(&frame) {
+                    router.hub().room(full).await;
                 }
+            }
+            if incarnation != now.incarnation {
+                router.look_for_mail();
             }
             incarnation = now.incarnation;
         }
@@ -384,6 +390,7 @@ async fn keep_time(router: Arc<Router>) {
     loop {
         ticks.tick().await;
         router.expire(Instant::now());
+        router.announce_mail();
         let hub = router.hub();
         router.directory().set_load(hub.sessions() as u64, hub.users() as u64);
     }

@@ -1,9 +1,9 @@
 //! Credentials: turns a token or an API key into who somebody is and what they may do.
 //!
-//! The rules are those of RFC 8725 (JSON Web Token best current practices): an algorithm belongs to a key and is
-//! never the token's choice (3.1), every key comes from the configuration and none from a token's header (3.10),
-//! `exp` and `sub` must be there, issuer and audience are checked when configured (3.8, 3.9), and a token has a
-//! longest size.
+//! The rules are those of RFC 8725 (JSON Web Token best current practices): an algorithm belongs to a key and
+//! is never the token's choice (3.1), every key comes from the configuration and none from a token's header
+//! (3.10), `exp` and `sub` must be there, issuer and audience are checked when configured (3.8, 3.9), and a
+//! token has a longest size.
 
 mod caps;
 #[cfg(test)]
@@ -33,7 +33,8 @@ const LEEWAY_S: u64 = 10;
 /// The end of the year 9999. Later expiry times are mistakes, and would overflow sums of times.
 const EXPIRY_UNIX_S_MAX: u64 = 253_402_300_799;
 
-/// Why credentials were refused. What it displays is fit for a stranger; [`AuthError::reason`] is for our log.
+/// Why credentials were refused. What it displays is fit for a stranger; [`AuthError::reason`] is for our
+/// log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
     #[error("no credentials")]
@@ -153,7 +154,8 @@ impl Verifier {
         }
     }
 
-    /// Checks what came as `Authorization: Bearer` to the HTTP API: an API key, or a user's token.
+    /// Checks what came as `Authorization: Bearer` to the HTTP API: an API key, or a user's token. In insecure
+    /// mode everybody is a service, with or without it.
     pub fn api(&self, bearer: Option<&str>) -> Result<Caller, AuthError> {
         let keys = match self {
             Verifier::Insecure => return Ok(Caller::Service),
@@ -170,7 +172,7 @@ impl Verifier {
 impl Keys {
     fn verify(&self, token: &str) -> Result<Identity, AuthError> {
         let header = decode_header(token).map_err(|_| AuthError::Invalid("malformed"))?;
-        // We understand no extension, so that one which must be understood is a refusal (RFC 7515 section 4.1.11).
+        // We understand no extension, so one that must be understood is a refusal (RFC 7515 section 4.1.11).
         if header.crit.is_some() {
             return Err(AuthError::Invalid("crit"));
         }
@@ -251,7 +253,7 @@ fn self_test(keys: &[(DecodingKey, Validation)]) -> Result<(), SelfTestFailed> {
 /// Why no token could be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MintError {
-    #[error("only HS256 tokens can be made here: set WARREN_JWT_SECRET (in insecure mode the token is the user id)")]
+    #[error("a token needs WARREN_JWT_SECRET (in insecure mode the token is the user id)")]
     NoSecret,
     #[error("{0:?} is no capability: api, publish:<target or start*> or subscribe:channel.<name or start*>")]
     Cap(String),

@@ -12,17 +12,23 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::ids::{Incarnation, NodeId};
+use crate::ids::{Incarnation, NodeId, UserId};
 
 mod answer;
+mod mailbox;
 pub mod memory;
 pub mod rabbit;
 
+pub use mailbox::{Ending, Mailbox, MailboxError, MailboxLimits, Opened};
+
 /// A publish that the broker has not confirmed by then is [`Outcome::Unavailable`].
 pub const PUBLISH_DEADLINE: Duration = Duration::from_secs(2);
+/// The same for a deposit, which may have to make the mailbox first.
+pub const DEPOSIT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Where a publish goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,6 +120,7 @@ pub enum Via {
     Direct,
     Control,
     Ingress,
+    Mailbox,
 }
 
 #[derive(Debug)]
@@ -209,6 +216,27 @@ pub trait Bus: Send + Sync + 'static {
 
     /// The state of the link, and a notice of each change.
     fn link(&self) -> watch::Receiver<Link>;
+
+    /// Puts a message into the durable mailbox of a user, which is made on first need. [`Outcome::Confirmed`]:
+    /// it is stored; [`Outcome::Refused`]: the mailbox is full. Deposits for one user keep their order, those for
+    /// different users do not wait for each other; each is answered within [`DEPOSIT_DEADLINE`].
+    fn deposit(&self, user: &UserId, properties: Properties, body: Bytes, done: Done);
+
+    /// Opens the mailbox of a user for this node alone, to hand out what is in it in order. Cheap when there is
+    /// none.
+    fn open_mailbox(&self, user: &UserId) -> BoxFuture<'static, Result<Opened, MailboxError>>;
+
+    /// Messages waiting in the mailbox of a user; 0 if there is none.
+    fn mailbox_depth(&self, user: &UserId) -> BoxFuture<'static, Result<u64, MailboxError>>;
+
+    /// The account under which every node publishes. The broker lets nobody else put it into `user_id`, so that
+    /// what bears it comes from a node. `None`: the bus has no accounts, and only nodes publish to nodes.
+    fn account(&self) -> Option<&str> {
+        None
+    }
+
+    /// Stops taking what backends publish, so that another node takes over. For draining; there is no way back.
+    fn stop_ingress(&self);
 
     /// Stops taking new deliveries from the exchanges (unbinds the node's queue, stops consuming ingress);
     /// what is already in the node's queue still arrives. For draining; there is no way back.

@@ -92,7 +92,7 @@ pub const KEYS: &[Key] = &[
     text("PREFIX", "warren", "1 to 32 of a-z 0-9 - _ .", "what the names of all exchanges and queues start with"),
     text("NODE_ID", "<hostname>-<6 random characters>", "1 to 64 of A-Z a-z 0-9 - _ .", "the name of this node; unique in the cluster"),
     word("ROUTING", "directory", &["directory"], "how a node finds a user's sessions; `broadcast` and `ring` are not available in this version"),
-    word("QUEUE_TYPE", "classic", &["classic", "quorum"], "the type of the durable ingress queue; `quorum` on a broker cluster"),
+    word("QUEUE_TYPE", "classic", &["classic", "quorum"], "the type of the durable ingress queue; `quorum` on a broker cluster; mailboxes are always classic"),
     // who
     word("AUTH", "jwt with a key, else insecure", &["jwt", "insecure"], "`insecure` believes every client; it must be said explicitly to listen beyond loopback"),
     secret("JWT_SECRET", "at least 32 bytes", "the key of HS256 tokens"),
@@ -120,6 +120,10 @@ pub const KEYS: &[Key] = &[
     number("HEADER_TIMEOUT_MS", [5_000, 100, 60_000], "ms", "to send the head of a request, and as long again for its body"),
     number("RECEIPT_TIMEOUT_MS", [5_000, 100, 60_000], "ms", "how long a node waits for another node's receipt"),
     number("DRAIN_MS", [20_000, 0, 600_000], "ms", "from SIGTERM to the end, spent on moving clients to other nodes"),
+    // mail of users who are away
+    number("MAILBOX_TTL_MS", [604_800_000, 1000, 2_592_000_000], "ms", "how long a message waits for an absent user"),
+    number("MAILBOX_MESSAGES", [10_000, 1, 1_000_000], "messages", "waiting for one user; more are refused as `mailbox_full`"),
+    number("MAILBOX_BYTES", [16_777_216, 1024, 1_073_741_824], "bytes", "the same, as the sum of the messages"),
     // logs
     text("LOG", "info", "a tracing filter, e.g. info,warren::bus=debug", "what is logged"),
     word("LOG_FORMAT", "text", &["text", "json"], "how a line of the log looks"),

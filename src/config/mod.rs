@@ -57,6 +57,9 @@ pub struct Config {
     pub header_timeout: Duration,
     pub receipt_timeout: Duration,
     pub drain: Duration,
+    pub mailbox_ttl: Duration,
+    pub mailbox_messages: usize,
+    pub mailbox_bytes: usize,
     /// A valid filter of tracing-subscriber.
     pub log: String,
     pub log_format: LogFormat,
@@ -96,7 +99,8 @@ impl Config {
         }
     }
 
-    /// From the given variables alone: for tests, and for whoever embeds a node. Files that `*_FILE` name are read.
+    /// From the given variables alone: for tests, and for whoever embeds a node. Files that `*_FILE` name are
+    /// read.
     pub fn from_vars(vars: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigErrors> {
         let mut from = Reading::new(vars);
         let auth = auth(&mut from);
@@ -134,6 +138,9 @@ impl Config {
             header_timeout: from.millis("HEADER_TIMEOUT_MS"),
             receipt_timeout: from.millis("RECEIPT_TIMEOUT_MS"),
             drain: from.millis("DRAIN_MS"),
+            mailbox_ttl: from.millis("MAILBOX_TTL_MS"),
+            mailbox_messages: from.count("MAILBOX_MESSAGES"),
+            mailbox_bytes: from.count("MAILBOX_BYTES"),
             log: log(&mut from),
             log_format: match from.word("LOG_FORMAT") {
                 Some("json") => LogFormat::Json,
@@ -173,6 +180,10 @@ impl Config {
         if self.outbox_bytes < self.max_message_bytes {
             let why = format!("must hold one message (WARREN_MAX_MESSAGE_BYTES={})", self.max_message_bytes);
             from.mistake("OUTBOX_BYTES", Some(&self.outbox_bytes.to_string()), why);
+        }
+        if self.mailbox_bytes < self.max_message_bytes {
+            let why = format!("must hold one message (WARREN_MAX_MESSAGE_BYTES={})", self.max_message_bytes);
+            from.mistake("MAILBOX_BYTES", Some(&self.mailbox_bytes.to_string()), why);
         }
     }
 }
@@ -297,7 +308,8 @@ fn log(from: &mut Reading) -> String {
     .unwrap_or_else(|| "info".to_string())
 }
 
-/// `<hostname>-<6 random>`, so that two nodes of one machine differ, and a restarted node from its former self.
+/// `<hostname>-<6 random>`, so that two nodes of one machine differ, and a restarted node from its former
+/// self.
 fn fresh_node_id() -> Option<NodeId> {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
         .ok()
@@ -313,12 +325,13 @@ fn fresh_node_id() -> Option<NodeId> {
     NodeId::new(&format!("{host}-{}", random.collect::<String>())).ok()
 }
 
-/// Gives threads that are started later a stack of 64 MiB; call it first in `main`, while there is one thread.
+/// Gives threads that are started later a stack of 64 MiB; call it first in `main`, while there is one
+/// thread (`#[tokio::main]` would be too late).
 ///
 /// lapin decodes the tables of a message's headers by recursion, on a thread that it starts itself: a message
-/// with some thousand nested tables, which any publisher may send, would overflow the usual 2 MiB and abort the
-/// process with all its sockets. A frame's size limits the depth, and 64 MiB is enough for that; the
-/// pages are not used until then.
+/// with some thousand nested tables, which any publisher may send, would overflow the usual 2 MiB and abort
+/// the process with all its sockets. The size of a frame limits the depth, and 64 MiB is enough for the
+/// deepest table in one of 128 KiB, RabbitMQ's default; the pages are not used until then.
 pub fn raise_thread_stack() {
     const VARIABLE: &str = "RUST_MIN_STACK";
     if std::env::var_os(VARIABLE).is_none() {

@@ -20,10 +20,13 @@ pub mod kind {
     pub const RECEIPTS: &str = "warren.receipts";
     pub const ASK: &str = "warren.ask";
     pub const ANSWER: &str = "warren.answer";
+    pub const MAIL: &str = "warren.mail";
 }
 
 const HEADER_TARGET: &str = "warren-to";
 const HEADER_SCOPE: &str = "warren-scope";
+const HEADER_EXPIRES: &str = "warren-expires";
+const HEADER_MAIL: &str = "warren-mail";
 
 /// Whose message ids these are, as a hash of the sender: ids of different senders never collide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -59,6 +62,10 @@ pub struct Envelope {
     pub target: Target,
     /// `None`: nobody awaits a receipt (broadcasts, at-most-once).
     pub origin: Option<Origin>,
+    /// Milliseconds since the Unix epoch after which the message is not to be shown any more.
+    pub expires_ms: Option<u64>,
+    /// It comes out of a mailbox, and so goes before what arrived since.
+    pub is_mail: bool,
     /// The `message` frame as JSON text.
     pub frame: Bytes,
 }
@@ -85,13 +92,36 @@ impl Envelope {
             scope: Scope::of(&message.sender),
             target: message.target.clone(),
             origin: None,
+            expires_ms: message.expires_ms,
+            is_mail: false,
             frame: server::message(message),
         }
     }
 
-    /// `ttl_ms`: what is left of the message's life; the broker drops it from a queue after that.
-    pub fn to_publish(&self, to: Destination, ttl_ms: Option<u64>, order_key: u64) -> Publish {
-        let properties = Properties {
+    pub fn is_expired(&self, now_ms: u64) -> bool {
+        self.expires_ms.is_some_and(|at| at <= now_ms)
+    }
+
+    pub fn to_publish(&self, to: Destination, now_ms: u64, order_key: u64) -> Publish {
+        let properties = self.properties(now_ms);
+        Publish { to, properties, body: self.frame.clone(), order_key, lane: Lane::Bulk }
+    }
+
+    /// The properties under which the message lies in a mailbox, and travels.
+    pub fn properties(&self, now_ms: u64) -> Properties {
+        let mut headers = smallvec![
+            (HEADER_TARGET.to_owned(), self.target.to_header()),
+            (HEADER_SCOPE.to_owned(), format!("{:x}", self.scope.0)),
+        ];
+        if let Some(expires_ms) = self.expires_ms {
+            headers.push((HEADER_EXPIRES.to_owned(), expires_ms.to_string()));
+        }
+        if self.is_mail {
+            headers.push((HEADER_MAIL.to_owned(), "1".to_owned()));
+        }
+        // The broker drops the message from a queue when its time is over.
+        let ttl_ms = self.expires_ms.map(|at| at.saturating_sub(now_ms).max(1));
+        Properties {
             message_id: Some(self.id.as_str().to_owned()),
             kind: Some(kind::MESSAGE.to_owned()),
             content_type: Some("application/json".to_owned()),
@@ -99,13 +129,9 @@ impl Envelope {
             reply_to: self.origin.as_ref().map(|origin| origin.node.as_str().to_owned()),
             expiration: ttl_ms.map(|ttl| ttl.to_string()),
             persistent: Some(false),
-            headers: smallvec![
-                (HEADER_TARGET.to_owned(), self.target.to_header()),
-                (HEADER_SCOPE.to_owned(), format!("{:x}", self.scope.0)),
-            ],
+            headers,
             ..Properties::default()
-        };
-        Publish { to, properties, body: self.frame.clone(), order_key, lane: Lane::Bulk }
+        }
     }
 
     pub fn from_delivery(properties: &Properties, body: Bytes) -> Result<Self, EnvelopeError> {
@@ -117,6 +143,8 @@ impl Envelope {
             scope: Scope(u64::from_str_radix(scope, 16)?),
             target: Target::from_header(target)?,
             origin: origin(properties)?,
+            expires_ms: properties.header(HEADER_EXPIRES).map(str::parse).transpose()?,
+            is_mail: properties.header(HEADER_MAIL).is_some(),
             frame: body,
         })
     }
@@ -177,6 +205,26 @@ fn json_publish(to: NodeId, kind: &str, body: &impl Serialize, origin: Option<&O
     Publish { to: Destination::Nodes(smallvec![to]), properties, body, order_key: 0, lane: Lane::Urgent }
 }
 
+/// Users in whose mailboxes something has been put: a node that holds one of them hands it out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mail {
+    pub users: Vec<UserId>,
+}
+
+/// To the nodes that hold a user: it overtakes nothing that was published before with the same order key, and is
+/// overtaken by nothing that is published after.
+pub fn mail_publish(to: Destination, mail: &Mail, order_key: u64) -> Publish {
+    let properties = Properties {
+        kind: Some(kind::MAIL.to_owned()),
+        content_type: Some("application/json".to_owned()),
+        persistent: Some(false),
+        ..Properties::default()
+    };
+    // Plain structs of strings cannot fail to serialize.
+    let body = serde_json::to_vec(mail).unwrap_or_default().into();
+    Publish { to, properties, body, order_key, lane: Lane::Bulk }
+}
+
 pub fn receipts_publish(to: NodeId, receipts: &Receipts) -> Publish {
     json_publish(to, kind::RECEIPTS, receipts, None)
 }
@@ -206,9 +254,11 @@ mod tests {
             scope: Scope(u64::MAX),
             target: Target::parse("user.zoë ~ x").unwrap(),
             origin: Some(Origin { node: NodeId::new("n").unwrap(), tag: Tag(7) }),
+            expires_ms: Some(109),
+            is_mail: true,
             frame: Bytes::from_static(b"{}"),
         };
-        let publish = envelope.to_publish(Destination::Broadcast, Some(9), 0);
+        let publish = envelope.to_publish(Destination::Broadcast, 100, 0);
         assert_eq!(publish.properties.expiration.as_deref(), Some("9"));
         let back = Envelope::from_delivery(&publish.properties, publish.body).unwrap();
         assert_eq!(

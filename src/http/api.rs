@@ -200,9 +200,15 @@ async fn get_user(asked: Asked, segment: String) -> Answer {
         Ok(asked) => asked,
         Err(error) => return answer::error(&error),
     };
-    let Found { sessions, partial } = gate.router.sessions_of(&user).await;
-    let body =
-        json!({ "user": user, "online": !sessions.is_empty(), "sessions": sessions, "partial": partial });
+    let (found, mail) = tokio::join!(gate.router.sessions_of(&user), gate.router.mail_waiting(&user));
+    let Found { sessions, partial } = found;
+    let body = json!({
+        "user": user,
+        "online": !sessions.is_empty(),
+        "sessions": sessions,
+        "mail": mail,
+        "partial": partial || mail.is_none(),
+    });
     answer::json(StatusCode::OK, &body)
 }
 

@@ -40,7 +40,8 @@ pub fn route(
                         return answer::error(&Error::bad_request("this connection cannot be upgraded"));
                     };
                     // Owned by the upgrade: hyper ends it when the connection ends.
-                    tokio::spawn(hand_over(upgrade, identity, admissions.clone()));
+                    let acknowledges = parameter(&query, "ack") == Some("client");
+                    tokio::spawn(hand_over(upgrade, identity, acknowledges, admissions.clone()));
                     switch(accepted)
                 }
                 Err(refusal) => {
@@ -93,6 +94,11 @@ fn origin_may(gate: &Gate, headers: &HeaderMap) -> bool {
     origins.next().is_none() && origin.to_str().is_ok_and(|origin| gate.origins.allow(origin, host))
 }
 
+fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
+}
+
 /// `None`: no token came with the request, so the first frame must bring it.
 fn identify(
     verifier: &Verifier,
@@ -100,10 +106,7 @@ fn identify(
     accepted: &Accepted,
     query: &str,
 ) -> Result<Option<Identity>, AuthError> {
-    let parameter = |name: &str| {
-        let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-        pairs.into_iter().find(|(key, _)| *key == name).map(|(_, value)| value)
-    };
+    let parameter = |name| parameter(query, name);
     if query.len() > QUERY_BYTES_MAX || parameter("token").is_some() || parameter("access_token").is_some() {
         return Err(AuthError::Invalid("query"));
     }
@@ -142,13 +145,18 @@ fn switch(accepted: Accepted) -> Answer {
     response
 }
 
-async fn hand_over(upgrade: OnUpgrade, identity: Option<Identity>, admissions: mpsc::Sender<Admission>) {
+async fn hand_over(
+    upgrade: OnUpgrade,
+    identity: Option<Identity>,
+    acknowledges: bool,
+    admissions: mpsc::Sender<Admission>,
+) {
     let Ok(upgraded) = upgrade.await else { return };
     let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
     // Copied, since these few bytes would keep all of hyper's read buffer alive.
     let early = parts.read_buf.to_vec();
     drop(parts.read_buf);
-    let admission = Admission { stream: parts.io.into_inner(), early, identity };
+    let admission = Admission { stream: parts.io.into_inner(), early, identity, acknowledges };
     // A worker that has ended needs no more sockets.
     let _ = admissions.send(admission).await;
 }

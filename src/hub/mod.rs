@@ -35,38 +35,17 @@ pub struct Local {
 
 pub type Counters = SmallVec<[u64; 2]>;
 
-/// Which of a worker's sessions a frame is for.
-#[derive(Debug, Clone)]
-pub enum Recipients {
-    All,
-    Sessions(Counters),
-}
-
-/// One frame for some sessions of a worker.
-#[derive(Debug, Clone)]
-pub struct Outgoing {
-    pub to: Recipients,
-    /// A whole WebSocket frame: written as it is.
-    pub frame: Bytes,
-    /// What a session that acknowledges says it has received; `None` = nobody asks.
-    pub id: Option<MessageId>,
-    pub tally: Option<Tally>,
-}
-
 /// What a worker is told.
 #[derive(Debug)]
 pub enum Command {
-    Deliver(Outgoing),
+    /// A whole WebSocket frame for these sessions; `id` is what a client acknowledges it by.
+    Deliver { counters: Counters, frame: Bytes, id: MessageId, tally: Tally },
+    /// A whole WebSocket frame for every session.
+    Broadcast { frame: Bytes },
     /// Close these sessions; the tally counts those that were there.
-    Close {
-        counters: Counters,
-        code: CloseCode,
-        tally: Tally,
-    },
+    Close { counters: Counters, code: CloseCode, tally: Tally },
     /// The node stops: close every session within so many milliseconds.
-    Drain {
-        spread_ms: u32,
-    },
+    Drain { spread_ms: u32 },
 }
 
 /// A worker's queue has no room now.
@@ -147,6 +126,12 @@ impl Hub {
         }
     }
 
+    /// Everybody here.
+    pub fn user_ids(&self) -> Vec<UserId> {
+        let shards = self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner));
+        shards.flat_map(|shard| shard.keys().cloned().collect::<Vec<_>>()).collect()
+    }
+
     /// The user's sessions on this node.
     pub fn sessions_of(&self, user: &UserId) -> SmallVec<[Local; 1]> {
         self.shard(user).get(user).cloned().unwrap_or_default()
@@ -188,12 +173,7 @@ impl Hub {
             .map(|worker| self.permit(worker))
             .collect::<Result<SmallVec<[_; 8]>, _>>()?;
         for permit in permits.into_iter().flatten() {
-            permit.send(Command::Deliver(Outgoing {
-                to: Recipients::All,
-                frame: frame.clone(),
-                id: None,
-                tally: None,
-            }));
+            permit.send(Command::Broadcast { frame: frame.clone() });
         }
         Ok(())
     }
@@ -231,12 +211,8 @@ impl Reservation<'_> {
     /// Hands a frame to the sessions. Without any, the tally is dropped and tells so.
     pub fn deliver(self, frame: &Bytes, id: &MessageId, tally: Tally) {
         for (permit, counters) in self.permits {
-            permit.send(Command::Deliver(Outgoing {
-                to: Recipients::Sessions(counters),
-                frame: frame.clone(),
-                id: Some(id.clone()),
-                tally: Some(tally.clone()),
-            }));
+            let (frame, id, tally) = (frame.clone(), id.clone(), tally.clone());
+            permit.send(Command::Deliver { counters, frame, id, tally });
         }
     }
 
@@ -282,7 +258,10 @@ mod tests {
         reservation.deliver(&Bytes::new(), &MessageId::generate(), tally);
         hub.deliver_all(&Bytes::new()).unwrap();
         for _ in 0..2 {
-            assert!(matches!(commands[0].try_recv(), Ok(Command::Deliver(_))));
+            assert!(matches!(
+                commands[0].try_recv(),
+                Ok(Command::Deliver { .. } | Command::Broadcast { .. })
+            ));
         }
         assert_eq!(told.try_recv(), Ok(0), "the tally does not wait for the one that ended");
     }
@@ -298,9 +277,7 @@ mod tests {
         };
         deliver(&[1, 2, 3]).unwrap();
         for (worker, expected) in [(0, &[2][..]), (1, &[1, 3][..])] {
-            let Ok(Command::Deliver(Outgoing { to: Recipients::Sessions(counters), .. })) =
-                commands[worker].try_recv()
-            else {
+            let Ok(Command::Deliver { counters, .. }) = commands[worker].try_recv() else {
                 panic!("nothing for worker {worker}")
             };
             assert_eq!(counters.as_slice(), expected);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, Semaphore};
 
 use crate::bus::{Bus, Delivery, Via};
-use crate::delivery::envelope::{self, kind, Answer, Ask, Envelope, EnvelopeError, Receipts};
+use crate::delivery::envelope::{self, kind, Answer, Ask, Envelope, EnvelopeError, Mail, Receipts};
 use crate::directory::{GOSSIP_KIND, PROBE_KIND};
 use crate::ingress::{backends, bury};
 use crate::metrics::Metrics;
@@ -24,7 +24,11 @@ pub async fn run_node(
 ) {
     let asks = Arc::new(Semaphore::new(ASKS_MAX));
     while let Some(delivery) = inbox.recv().await {
-        match take(&router, &asks, &delivery).await {
+        let from_node = bus.account().is_none_or(|account| {
+            // The broker vouches for it.
+            delivery.properties.user_id.as_deref() == Some(account)
+        });
+        match take(&router, &asks, &delivery, from_node).await {
             Ok(()) => delivery.ack.ack(),
             Err(reason) => bury(&*bus, &metrics, delivery, &reason).await,
         }
@@ -34,18 +38,30 @@ pub async fn run_node(
 /// Works off the control queue until it is closed.
 pub async fn run_control(router: Arc<Router>, mut inbox: mpsc::Receiver<Delivery>) {
     while let Some(delivery) = inbox.recv().await {
-        if let Err(error) = router.directory().on_gossip(&delivery.body) {
-            // Not worth the dead queue: gossip is repeated until it is understood.
+        let heard = match delivery.properties.kind.as_deref() {
+            Some(kind::MAIL) => parse::<Mail>(&delivery.body)
+                .map(|mail| mail.users.iter().for_each(|user| router.mail_for(user))),
+            _ => router.directory().on_gossip(&delivery.body).map_err(|error| error.to_string()),
+        };
+        if let Err(error) = heard {
+            // Not worth the dead queue: what nodes say to all is repeated, or is a hint.
             tracing::warn!(%error, "gossip that cannot be understood");
         }
         delivery.ack.ack();
     }
 }
 
-async fn take(router: &Arc<Router>, asks: &Arc<Semaphore>, delivery: &Delivery) -> Result<(), String> {
+/// What nodes say to each other counts only if a node said it: a backend that may broadcast could otherwise put
+/// words into other mouths.
+async fn take(
+    router: &Arc<Router>,
+    asks: &Arc<Semaphore>,
+    delivery: &Delivery,
+    from_node: bool,
+) -> Result<(), String> {
     let properties = &delivery.properties;
     let text = |error: EnvelopeError| error.to_string();
-    match properties.kind.as_deref() {
+    match properties.kind.as_deref().filter(|_| from_node) {
         Some(kind::MESSAGE) => {
             let envelope = Envelope::from_delivery(properties, delivery.body.clone()).map_err(text)?;
             arrive(router, envelope).await;
@@ -71,6 +87,10 @@ async fn take(router: &Arc<Router>, asks: &Arc<Semaphore>, delivery: &Delivery) 
             let origin = envelope::origin(properties).map_err(text)?.ok_or("an answer to nobody")?;
             let answer: Answer = parse(&delivery.body)?;
             router.answered(origin.tag, answer);
+        }
+        Some(kind::MAIL) => {
+            let mail: Mail = parse(&delivery.body)?;
+            mail.users.iter().for_each(|user| router.mail_for(user));
         }
         // It has arrived: that is all it is for.
         Some(PROBE_KIND) => {}

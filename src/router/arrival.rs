@@ -10,7 +10,8 @@ use crate::delivery::seen::{Seen, SeenKey};
 use crate::hub::{Counters, Full, Tally};
 use crate::protocol::target::Target;
 use crate::protocol::wire;
-use crate::router::Router;
+use crate::router::mail::Park;
+use crate::router::{now_ms, Router};
 
 /// Remembered arrivals: about 20 MB when full.
 const SEEN_MAX: usize = 200_000;
@@ -71,10 +72,34 @@ impl Arrivals {
 }
 
 impl Router {
-    /// Hands a message to the sessions here that it is for, unless it came before, and answers its origin when
-    /// they have taken it. `Err`: a worker has no room; nothing has happened, try again.
+    /// Takes in a message that is for sessions here, and answers its origin when they have taken it. It may have
+    /// to wait for the user's mail. `Err`: a worker has no room; nothing has happened, try again.
     pub fn arrive(self: &Arc<Self>, envelope: Envelope) -> Result<(), Full> {
-        let Envelope { id, scope, target, origin, frame } = envelope;
+        let Target::User(user) = &envelope.target else { return self.hand_over(envelope) };
+        if envelope.is_mail {
+            return self.hand_over(envelope);
+        }
+        let user = user.clone();
+        match self.park(&user, envelope) {
+            Park::Open(envelope) => self.hand_over(envelope),
+            Park::Parked => Ok(()),
+            Park::Full(Envelope { origin: Some(origin), .. }) => {
+                self.answer(origin, 0);
+                Ok(())
+            }
+            // At-most-once: dropped when in doubt.
+            Park::Full(_) => Ok(()),
+        }
+    }
+
+    /// Hands a message to the sessions here that it is for, unless it came before.
+    pub(super) fn hand_over(self: &Arc<Self>, envelope: Envelope) -> Result<(), Full> {
+        if envelope.is_expired(now_ms()) {
+            // The origin sees for itself why nobody took it.
+            envelope.origin.into_iter().for_each(|origin| self.answer(origin, 0));
+            return Ok(());
+        }
+        let Envelope { id, scope, target, origin, frame, .. } = envelope;
         let key = SeenKey::new(scope, &id, &target);
         let reservation = match &target {
             Target::User(user) => self.hub.reserve_user(user)?,

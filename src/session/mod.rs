@@ -4,8 +4,10 @@
 //! - `task.rs`: reads one socket and writes what is queued for it.
 //! - `state.rs`: what is known of one session; every frame to a client goes through it.
 //! - `requests.rs`: what a client asks for.
-//! - `socket.rs`, `limiter.rs`: the way out with its bounded queue; how much may come in.
+//! - `socket.rs`: the way out with its bounded queue; `acks.rs`: what the client has yet to acknowledge.
+//! - `limiter.rs`: how much may come in.
 
+mod acks;
 mod limiter;
 mod requests;
 mod socket;
@@ -48,4 +50,6 @@ pub struct Admission {
     pub early: Vec<u8>,
     /// `None`: the first frame must bring a token.
     pub identity: Option<Identity>,
+    /// Messages count as delivered when the client acknowledges them, not when they are written.
+    pub acknowledges: bool,
 }

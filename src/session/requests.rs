@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use crate::error::{Code, Error};
 use crate::ids::{MessageId, SessionId};
 use crate::metrics::Door;
-use crate::protocol::client::{self, PublishRequest, RequestBody};
+use crate::protocol::client::{self, PublishRequest, Request, RequestBody};
 use crate::protocol::close::CloseCode;
 use crate::protocol::message::{Message, Sender, Settlement};
 use crate::protocol::server::{self, Settled};
@@ -41,14 +41,22 @@ fn handle_unknown(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
 
 fn handle_open(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
     let now = worker.now();
-    // Every request takes a token, also one that cannot be understood: nonsense must not be free.
+    let parsed = client::parse(text);
+    // An acknowledgement is not answered, since it is an answer itself; and it is not limited, since there are no
+    // more of them than messages, and without them no more messages.
+    if let Ok(Request { body: RequestBody::Ack(ids), .. }) = &parsed {
+        if session.acked(ids.iter().map(|id| &**id), now) {
+            return;
+        }
+    }
+    // Everything else takes a token, also what cannot be understood: nonsense must not be free.
     let Some(bucket) = session.bucket.get().take(worker.settings.publish_rate, now) else {
-        let id = client::parse(text).ok().and_then(|request| request.id.map(str::to_owned));
+        let id = parsed.as_ref().map_or(None, |request| request.id);
         let error = Error::new(Code::RateLimited, "too many requests; slow down");
-        return session.send_text(&server::reply_error(id.as_deref(), &error), now);
+        return session.send_text(&server::reply_error(id, &error), now);
     };
     session.bucket.set(bucket);
-    let request = match client::parse(text) {
+    let request = match parsed {
         Ok(request) => request,
         Err((id, error)) => return session.send_text(&server::reply_error(id, &error), now),
     };
@@ -61,7 +69,7 @@ fn handle_open(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
         }
         RequestBody::Refresh(token) => refresh(worker, session, id, &token),
         RequestBody::Auth(_) => Err(Error::bad_request("auth: this session is authenticated already")),
-        RequestBody::Ack(_) => Err(Error::bad_request("ack: this session does not acknowledge")),
+        RequestBody::Ack(_) => Err(Error::bad_request("ack: this session was not opened with ?ack=client")),
     };
     if let Err(error) = refused {
         session.send_text(&server::reply_error(id, &error), now);

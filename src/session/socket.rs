@@ -103,6 +103,11 @@ impl Socket {
         }
     }
 
+    /// Gives up everything that is queued: nothing will be written any more.
+    pub(super) fn abandon(&mut self) {
+        self.queue = None;
+    }
+
     /// Writes what is queued until it is all written ([`Sent::Written`]) or the peer takes no more.
     pub(super) fn flush(&mut self) -> Sent {
         while let Some(queue) = &mut self.queue {

@@ -8,9 +8,11 @@ use bytes::Bytes;
 
 use crate::auth::Identity;
 use crate::hub::Tally;
+use crate::ids::MessageId;
 use crate::protocol::close::CloseCode;
 use crate::protocol::server;
 use crate::protocol::wire::{self, Decoder};
+use crate::session::acks::{AckWindow, Admit};
 use crate::session::limiter::Bucket;
 use crate::session::socket::{Sent, Socket};
 
@@ -39,6 +41,8 @@ pub(super) struct Session {
     pub(super) socket: RefCell<Socket>,
     pub(super) decoder: RefCell<Decoder>,
     pub(super) waker: RefCell<Option<Waker>>,
+    /// Only of a client that acknowledges.
+    pub(super) acks: RefCell<Option<Box<AckWindow>>>,
     pub(super) heard_at: Cell<u32>,
     pub(super) pinged_at: Cell<u32>,
     /// A ping was sent that no byte has followed yet.
@@ -61,6 +65,7 @@ pub(super) struct Opening {
     pub(super) bucket: Bucket,
     pub(super) message_bytes_max: u32,
     pub(super) outbox_bytes_max: u32,
+    pub(super) acknowledges: bool,
 }
 
 impl Session {
@@ -73,6 +78,7 @@ impl Session {
             socket: RefCell::new(socket),
             decoder: RefCell::new(Decoder::new(opening.message_bytes_max)),
             waker: RefCell::new(None),
+            acks: RefCell::new(opening.acknowledges.then(Box::default)),
             heard_at: Cell::new(opening.now),
             pinged_at: Cell::new(opening.pinged_at),
             awaits_pong: Cell::new(false),
@@ -122,6 +128,50 @@ impl Session {
         if sent != Sent::Queued {
             self.sent(sent, now);
         }
+    }
+
+    /// Sends a message, or queues it for [`Session::flush`] (`gather`); or lets it wait until the client has
+    /// acknowledged earlier ones.
+    pub(super) fn deliver(&self, frame: &Bytes, id: &MessageId, tally: &Tally, gather: bool, now: u32) {
+        let admit = (self.acks.borrow_mut().as_mut())
+            .map(|acks| acks.admit(frame, id.clone(), tally.clone(), self.outbox_bytes_max as usize, now));
+        // In an acknowledging session the window counts, not the socket.
+        let tally = match admit {
+            None => Some(tally),
+            Some(Admit::Send) => None,
+            Some(Admit::Wait) => return,
+            Some(Admit::Overflow) => return self.close(CloseCode::SlowConsumer, 0, now),
+        };
+        match gather {
+            true => self.push(frame, tally, now),
+            false => self.send(frame, tally, now),
+        }
+    }
+
+    /// The client has taken care of these messages, so that others may follow. `false`: this session does not
+    /// acknowledge.
+    pub(super) fn acked<'a>(&self, ids: impl Iterator<Item = &'a str>, now: u32) -> bool {
+        let mut freed = Vec::new();
+        match self.acks.borrow_mut().as_mut() {
+            None => return false,
+            Some(acks) => {
+                ids.for_each(|id| acks.acked(id));
+                freed.extend(std::iter::from_fn(|| acks.next(now)));
+            }
+        }
+        for frame in freed {
+            self.push(&frame, None, now);
+        }
+        self.flush(now);
+        true
+    }
+
+    /// Gives up what the client has not taken: whoever waits for it is told so.
+    pub(super) fn let_go(&self) {
+        if let Some(acks) = self.acks.borrow_mut().as_mut() {
+            **acks = AckWindow::default();
+        }
+        self.socket.borrow_mut().abandon();
     }
 
     pub(super) fn flush(&self, now: u32) {

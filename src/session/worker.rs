@@ -10,7 +10,7 @@ use slab::Slab;
 use tokio::sync::mpsc;
 
 use crate::auth::Identity;
-use crate::hub::{Command, Commands, Counters, Local, Outgoing, Recipients};
+use crate::hub::{Command, Commands, Counters, Local};
 use crate::ids::SessionId;
 use crate::protocol::close::CloseCode;
 use crate::protocol::server::{self, Limits, Welcome};
@@ -143,7 +143,7 @@ impl WorkerState {
     }
 
     fn adopt(self: &Rc<Self>, admission: Admission) {
-        let Admission { stream, mut early, identity } = admission;
+        let Admission { stream, mut early, identity, acknowledges } = admission;
         let now = self.now();
         let mut sessions = self.sessions.borrow_mut();
         if sessions.len() as u64 >= SLOTS {
@@ -163,6 +163,7 @@ impl WorkerState {
             bucket: Bucket::full(self.settings.publish_rate, now),
             message_bytes_max: self.settings.message_bytes_max,
             outbox_bytes_max: u32::try_from(self.settings.outbox_bytes_max).unwrap_or(u32::MAX),
+            acknowledges,
         };
         let session = Rc::new(Session::new(Socket::new(stream), opening));
         entry.insert(session.clone());
@@ -205,6 +206,9 @@ impl WorkerState {
 
     /// The session's task has ended.
     pub(super) fn remove(&self, session: &Session) {
+        session.phase.set(Phase::Ended);
+        // Replies under way may keep the session for a while; its messages must not wait for them.
+        session.let_go();
         if let Some(identity) = session.identity() {
             self.router.close_session(&identity.user, session.counter);
             self.settings.metrics.session_closed(session.close_code.get());
@@ -232,7 +236,7 @@ impl WorkerState {
         let mut block = BytesMut::new();
         for command in batch.drain(..) {
             match command {
-                Command::Deliver(Outgoing { to: Recipients::All, frame, .. }) => {
+                Command::Broadcast { frame } => {
                     if single {
                         self.send_all(&frame, now);
                         return;
@@ -258,18 +262,15 @@ impl WorkerState {
 
     fn carry_out_one(&self, command: Command, single: bool, touched: &mut Vec<Rc<Session>>, now: u32) {
         match command {
-            Command::Deliver(Outgoing { to: Recipients::Sessions(counters), frame, tally, .. }) => {
+            Command::Deliver { counters, frame, id, tally } => {
                 for session in self.open_sessions(counters) {
-                    match single {
-                        true => session.send(&frame, tally.as_ref(), now),
-                        false => {
-                            session.push(&frame, tally.as_ref(), now);
-                            touched.push(session);
-                        }
+                    session.deliver(&frame, &id, &tally, !single, now);
+                    if !single {
+                        touched.push(session);
                     }
                 }
             }
-            Command::Deliver(outgoing) => self.send_all(&outgoing.frame, now),
+            Command::Broadcast { frame } => self.send_all(&frame, now),
             Command::Close { counters, code, tally } => {
                 for session in self.open_sessions(counters) {
                     session.close(code, 0, now);
@@ -333,6 +334,9 @@ impl WorkerState {
                 }
             }
             (unfinished, _) => session.unfinished.set(unfinished.map(|serial| (serial, now))),
+        }
+        if session.acks.borrow().as_ref().is_some_and(|acks| acks.is_overdue(now)) {
+            return session.close(CloseCode::NoAcks, 0, now);
         }
         let pinged = elapsed(session.pinged_at.get(), now);
         if session.awaits_pong.get() {

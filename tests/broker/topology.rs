@@ -1,1 +1,152 @@
 //! The topology at the broker, the checked-in definitions file, and what its users may and may not do.
+
+use std::path::Path;
+
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Connection, ConnectionProperties};
+use serde_json::{json, Value};
+use warren::bus::rabbit::{definitions, RabbitSettings};
+use warren::bus::{Destination, Outcome};
+
+use crate::broker::{self, Vhost};
+use crate::bus_contract::{next, peer, ready, send, take, to};
+use crate::contract::rabbit_bus;
+
+const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/amqp/definitions.json");
+
+fn rendered() -> String {
+    definitions(&RabbitSettings::new(vec![]).topology())
+}
+
+#[test]
+#[allow(clippy::disallowed_methods)] // Not configuration: how a person asks for the file to be written.
+fn the_definitions_file_is_what_the_code_says() {
+    if std::env::var("UPDATE").is_ok() {
+        std::fs::write(FILE, rendered()).unwrap();
+    }
+    let file = std::fs::read_to_string(Path::new(FILE)).unwrap_or_default();
+    assert!(file == rendered(), "{FILE} is stale: run `UPDATE=1 ./test the_definitions_file`");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_adds_two_queues_and_three_bindings() {
+    let vhost = broker::vhost().await;
+    let a = peer(&|node| rabbit_bus(&vhost.url(), node), "a").await;
+    let incarnation = a.bus.link().borrow().incarnation.unwrap();
+    let (own, control) = (format!("warren.node.a.{incarnation}"), format!("warren.control.a.{incarnation}"));
+    let mut queues = vhost.queues().await;
+    queues.sort();
+    assert_eq!(queues, [&control, "warren.dead", "warren.ingress", &own]);
+    let pair = |exchange: &str, key: &str| (exchange.to_owned(), key.to_owned());
+    assert_eq!(vhost.bindings(&own).await, [pair("warren.broadcast", ""), pair("warren.direct", "a")]);
+    assert_eq!(vhost.bindings(&control).await, [pair("warren.control", "")]);
+    assert_eq!(vhost.bindings("warren.ingress").await, [pair("warren.ingress", "#")]);
+    // Looking for what was not there yet has cost no connection.
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert_eq!(a.bus.link().borrow().incarnation, Some(incarnation));
+    let queue = vhost.management.get(&format!("queues/{}/{own}", vhost.name)).await;
+    assert_eq!((&queue["exclusive"], &queue["auto_delete"]), (&json!(true), &json!(true)));
+    assert_eq!(queue["arguments"]["x-overflow"], "drop-head");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn quorum_queues_work_as_well() {
+    let vhost = broker::vhost().await;
+    let attach = |node: &_| {
+        let settings = RabbitSettings { quorum: true, ..RabbitSettings::new(vec![vhost.url()]) };
+        let (bus, inboxes) =
+            warren::bus::rabbit::RabbitBus::start(settings, warren::ids::NodeId::clone(node));
+        (bus as std::sync::Arc<dyn warren::bus::Bus>, inboxes)
+    };
+    let mut a = peer(&attach, "a").await;
+    let outcome = send(&a.bus, Destination::Ingress("user.1".into()), "x").await;
+    assert_eq!(outcome, Outcome::Confirmed);
+    drop(next(&mut a.inboxes.ingress).await);
+    assert_eq!(take(&mut a.inboxes.ingress).await, "x");
+}
+
+/// Imports the definitions file into a vhost, under user names that no other test has.
+async fn import(vhost: &Vhost) {
+    // The test above holds the file to this.
+    let mut file: Value = serde_json::from_str(&rendered()).unwrap();
+    for section in ["users", "permissions", "topic_permissions", "exchanges", "queues", "bindings"] {
+        for entry in file[section].as_array_mut().unwrap() {
+            if entry.get("vhost").is_some() {
+                entry["vhost"] = json!(vhost.name);
+            }
+            for key in ["user", if section == "users" { "name" } else { "-" }] {
+                if let Some(user) = entry.get(key).and_then(Value::as_str) {
+                    entry[key] = json!(user_of(vhost, user));
+                }
+            }
+        }
+    }
+    file["vhosts"] = json!([{ "name": vhost.name }]);
+    vhost.management.post("definitions", file).await;
+}
+
+fn user_of(vhost: &Vhost, user: &str) -> String {
+    format!("{}.{user}", vhost.name)
+}
+
+async fn remove_users(vhost: &Vhost) {
+    for user in ["admin", "gateway", "backend"] {
+        vhost.management.delete(&format!("users/{}", user_of(vhost, user))).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn least_privileges_are_enough_and_no_more() {
+    let vhost = broker::vhost().await;
+    import(&vhost).await;
+    let gateway = vhost.url_as(&user_of(&vhost, "gateway"), "change-me-gateway");
+    let mut a = peer(&|node| rabbit_bus(&gateway, node), "a").await;
+    ready(&*a.bus).await;
+    assert_eq!(send(&a.bus, to(&[&a.id]), "self").await, Outcome::Confirmed);
+    assert_eq!(take(&mut a.inboxes.node).await, "self");
+    assert_eq!(send(&a.bus, Destination::Control, "gossip").await, Outcome::Confirmed);
+    assert_eq!(send(&a.bus, Destination::Dead, "dead").await, Outcome::Confirmed);
+    assert_eq!(send(&a.bus, Destination::Queue("warren.dead".into()), "reply").await, Outcome::Confirmed);
+
+    let backend = vhost.url_as(&user_of(&vhost, "backend"), "change-me-backend");
+    assert!(may_publish(&backend, "warren.ingress", "user.7").await);
+    assert_eq!(take(&mut a.inboxes.ingress).await, "x");
+    assert!(may_publish(&backend, "warren.broadcast", "").await);
+    for (exchange, key) in [
+        ("warren.ingress", "everything"),
+        ("warren.direct", "a"),
+        ("warren.control", ""),
+        ("warren.dead", ""),
+        ("", "warren.mailbox.7"),
+    ] {
+        assert!(!may_publish(&backend, exchange, key).await, "{exchange:?} {key:?}");
+    }
+    assert!(!may_listen(&backend, "backend.spy", "warren.broadcast").await);
+    assert!(!may_listen(&backend, "warren.node.spy.1", "warren.broadcast").await);
+    assert!(!may_listen(&gateway, "elsewhere", "warren.broadcast").await);
+    remove_users(&vhost).await;
+}
+
+async fn may_publish(url: &str, exchange: &str, key: &str) -> bool {
+    let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    let options = BasicPublishOptions::default();
+    let properties = BasicProperties::default();
+    match channel.basic_publish(exchange.into(), key.into(), options, b"x", properties).await {
+        Ok(confirm) => confirm.await.is_ok(),
+        Err(_) => false,
+    }
+}
+
+async fn may_listen(url: &str, queue: &str, exchange: &str) -> bool {
+    let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let options = QueueDeclareOptions::exclusive();
+    if channel.queue_declare(queue.into(), options, FieldTable::default()).await.is_err() {
+        return false;
+    }
+    let options = QueueBindOptions::default();
+    channel.queue_bind(queue.into(), exchange.into(), "".into(), options, FieldTable::default()).await.is_ok()
+}

@@ -45,7 +45,7 @@ fn string<'a>(value: &'a Value, path: &str) -> &'a str {
     at(value, path).as_str().unwrap_or_else(|| panic!("{path} is no text"))
 }
 
-/// Every `WARREN_…` that a text names, also in comments.
+/// Every `WARREN_…` that a text names, also in comments; the bare prefix names none.
 fn named_keys(text: &str) -> Vec<&str> {
     text.match_indices(PREFIX)
         .map(|(start, _)| {
@@ -53,6 +53,7 @@ fn named_keys(text: &str) -> Vec<&str> {
             let end = rest.find(|c: char| !c.is_ascii_uppercase() && c != '_').unwrap_or(rest.len());
             &rest[..end]
         })
+        .filter(|name| !name.is_empty())
         .collect()
 }
 

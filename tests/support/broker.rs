@@ -104,6 +104,19 @@ impl Vhost {
         bindings
     }
 
+    /// How many messages a queue holds, handed out or not, as of a moment ago.
+    pub async fn messages(&self, queue: &str) -> Option<u64> {
+        self.management.get(&format!("queues/{}/{queue}", self.name)).await["messages"].as_u64()
+    }
+
+    pub async fn close_connections(&self) {
+        let all = self.management.get(&format!("vhosts/{}/connections", self.name)).await;
+        for name in names(&all) {
+            let name = name.replace(' ', "%20").replace('>', "%3E");
+            self.management.delete(&format!("connections/{name}")).await;
+        }
+    }
+
     pub async fn delete_queue(&self, queue: &str) {
         self.management.delete(&format!("queues/{}/{queue}", self.name)).await;
     }
@@ -131,7 +144,6 @@ pub struct PrivateBroker {
     dir: PathBuf,
     ports: [u16; 4],
     process: Option<Child>,
-    pub management: Management,
 }
 
 impl PrivateBroker {
@@ -139,8 +151,7 @@ impl PrivateBroker {
         let ports = [free_port(), free_port(), free_port(), free_port()];
         let dir = std::env::temp_dir().join(format!("warren-broker-{}-{}", std::process::id(), ports[0]));
         std::fs::create_dir(&dir).unwrap();
-        let management = Management::new(&format!("http://guest:guest@127.0.0.1:{}", ports[1]));
-        let mut broker = Self { dir, ports, process: None, management };
+        let mut broker = Self { dir, ports, process: None };
         broker.start_again().await;
         broker
     }

@@ -79,6 +79,12 @@ pub async fn take(inbox: &mut mpsc::Receiver<Delivery>) -> String {
     text
 }
 
+/// Waits until the peer is the one that gets ingress; it must be the only one so far.
+async fn active_at_ingress(peer: &mut Peer) {
+    send(&peer.bus, Destination::Ingress("user.0".into()), "active?").await;
+    assert_eq!(take(&mut peer.inboxes.ingress).await, "active?");
+}
+
 /// Publishes a mark that must be the next to arrive: nothing unexpected came before it.
 async fn nothing_before_mark(from: &Peer, to_peer: &mut Peer) {
     assert_eq!(send(&from.bus, to(&[&to_peer.id]), "mark").await, Outcome::Confirmed);
@@ -87,6 +93,7 @@ async fn nothing_before_mark(from: &Peer, to_peer: &mut Peer) {
 
 pub async fn every_door_leads_where_it_says(attach: Attach<'_>) {
     let mut a = peer(attach, "a").await;
+    active_at_ingress(&mut a).await;
     let mut b = peer(attach, "b").await;
     let mut c = peer(attach, "c").await;
 
@@ -246,6 +253,7 @@ pub async fn verdicts_may_come_in_any_order(attach: Attach<'_>) {
 
 pub async fn ingress_has_one_consumer_and_fails_over(attach: Attach<'_>) {
     let mut a = peer(attach, "a").await;
+    active_at_ingress(&mut a).await;
     let mut b = peer(attach, "b").await;
     for i in 0..20 {
         send(&b.bus, Destination::Ingress("user.1".into()), &i.to_string()).await;
@@ -282,6 +290,7 @@ pub async fn ingress_has_one_consumer_and_fails_over(attach: Attach<'_>) {
 
 pub async fn leaving_ends_new_deliveries_only(attach: Attach<'_>) {
     let mut a = peer(attach, "a").await;
+    active_at_ingress(&mut a).await;
     let mut b = peer(attach, "b").await;
     send(&b.bus, to(&[&a.id]), "before").await;
     send(&b.bus, Destination::Ingress("user.1".into()), "held").await;

@@ -1,10 +1,9 @@
-//! The consuming connection: a new incarnation each time, with its own queues, until the bus ends.
+//! The connection of the node's own queues: a new incarnation each time, until the bus ends.
 //!
 //! It never publishes, so a broker that stops taking messages does not stop acknowledgements.
 
 use futures_util::stream::BoxStream;
 use futures_util::StreamExt;
-use lapin::options::BasicCancelOptions;
 use lapin::{Channel, Connection, Consumer, Event};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, Instant};
@@ -20,15 +19,11 @@ use crate::ids::Incarnation;
 pub const NODE_PREFETCH: u16 = 1000;
 /// Gossip comes in batches of a thousand entries; a node that starts gets many snapshots at once.
 pub const CONTROL_PREFETCH: u16 = 1000;
-/// Each of these waits for its settlement, and all of them move to another node when this one dies.
-pub const INGRESS_PREFETCH: u16 = 500;
-
 /// Where deliveries go. The same inboxes serve one connection after the other.
 #[derive(Clone)]
 pub struct InboxSenders {
     pub node: mpsc::Sender<Delivery>,
     pub control: mpsc::Sender<Delivery>,
-    pub ingress: mpsc::Sender<Delivery>,
 }
 
 pub async fn supervise(shared: Shared, inboxes: InboxSenders, leave: watch::Receiver<bool>) {
@@ -74,8 +69,6 @@ struct Started {
     incarnation: Incarnation,
     node: Consuming,
     control: Consuming,
-    /// `None` when the node has left.
-    ingress: Option<Consuming>,
     node_bindings: Vec<Binding>,
 }
 
@@ -90,16 +83,10 @@ async fn start(shared: &Shared, connection: &Connection, left: bool) -> Result<S
     let control = own_queue(connection, &control_queue, CONTROL_PREFETCH).await?;
     declare::bind(&control.channel, &topology.control_binding(&control_queue)).await?;
     let node_bindings = topology.node_bindings(&shared.node, &node_queue);
-    let mut ingress = None;
-    if !left {
-        for binding in &node_bindings {
-            declare::bind(&node.channel, binding).await?;
-        }
-        let channel = within("opening a channel", connection.create_channel()).await?;
-        let consumer = consumer::consume(&channel, &topology.ingress(), INGRESS_PREFETCH).await?;
-        ingress = Some(Consuming { channel, consumer });
+    for binding in node_bindings.iter().filter(|_| !left) {
+        declare::bind(&node.channel, binding).await?;
     }
-    Ok(Started { incarnation, node, control, ingress, node_bindings })
+    Ok(Started { incarnation, node, control, node_bindings })
 }
 
 async fn own_queue(connection: &Connection, queue: &Queue, prefetch: u16) -> Result<Consuming, LinkError> {
@@ -117,7 +104,7 @@ async fn serve(
     leave: &watch::Receiver<bool>,
 ) -> LinkError {
     let mut leaving = leave.clone();
-    let Started { incarnation, node, control, ingress, node_bindings } = started;
+    let Started { incarnation, node, control, node_bindings } = started;
     let unbinding = node.channel.clone();
     let broadcast = shared.topology.broadcast();
     let via = move |exchange: &str| if exchange == broadcast { Via::Broadcast } else { Via::Direct };
@@ -130,27 +117,12 @@ async fn serve(
         |_| Via::Control,
         || false,
     );
-    let cancelling = ingress.as_ref().map(|ingress| (ingress.channel.clone(), ingress.consumer.tag()));
-    let ingress = async {
-        match ingress {
-            Some(Consuming { channel, consumer }) => {
-                let inbox = inboxes.ingress.clone();
-                let left = leave.clone();
-                consumer::run(channel, consumer, INGRESS_PREFETCH, inbox, |_| Via::Ingress, || *left.borrow())
-                    .await
-            }
-            None => std::future::pending().await,
-        }
-    };
     let leaving = async {
-        if cancelling.is_none() || leaving.wait_for(|left| *left).await.is_err() {
+        if leaving.wait_for(|left| *left).await.is_err() {
             std::future::pending::<()>().await;
         }
         for binding in &node_bindings {
             declare::unbind(&unbinding, binding).await?;
-        }
-        if let Some((channel, tag)) = &cancelling {
-            within("basic.cancel", channel.basic_cancel(tag.clone(), BasicCancelOptions::default())).await?;
         }
         info!("left the exchanges");
         Ok::<_, LinkError>(())
@@ -160,16 +132,19 @@ async fn serve(
     tokio::select! {
         error = node => error,
         error = control => error,
-        error = ingress => error,
         error = failure(events) => error,
         Err(error) = leaving => error,
     }
 }
 
-async fn failure(mut events: BoxStream<'static, Event>) -> LinkError {
+/// Waits for the error of a whole connection.
+pub async fn failure(mut events: BoxStream<'static, Event>) -> LinkError {
     while let Some(event) = events.next().await {
-        if let Event::Error(error) = event {
-            return error.into();
+        match event {
+            // A channel's own error, such as a look for a queue that is not there; whoever uses it sees to it.
+            Event::Error(error) if error.is_amqp_soft_error() => {}
+            Event::Error(error) => return error.into(),
+            _ => {}
         }
     }
     LinkError::Ended("the connection's events ended")

@@ -1,7 +1,8 @@
 //! The bus over RabbitMQ: the only place of the gateway that speaks AMQP.
 //!
-//! Two connections, each with its own supervisor ([`consuming`], [`publishing`]), since a broker that is short
-//! of memory stops reading from every connection that publishes. The client library's auto-recovery stays off:
+//! Three connections, each with its own supervisor: [`publishing`] alone, since a broker that is short of memory
+//! stops reading from every connection that publishes; [`consuming`] for the node's own queues; and [`ingress`],
+//! which a malformed message from outside can break. The client library's auto-recovery stays off:
 //! any error of a connection, channel or consumer tears the whole connection down, and it is built anew.
 
 mod ack_tracker;
@@ -11,6 +12,8 @@ mod consuming;
 mod convert;
 mod declare;
 mod definitions;
+mod ingress;
+mod mail;
 mod publisher;
 mod publishing;
 mod returns;
@@ -19,15 +22,21 @@ mod topology;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch, Semaphore};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::FutureExt;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
-use super::{Bus, Destination, Done, Inboxes, Lane, Link, Outcome, Publish, Publishing};
+use super::{
+    Bus, Destination, Done, Inboxes, Lane, Link, MailboxError, MailboxLimits, Opened, Outcome, Properties,
+    Publish, Publishing,
+};
 use crate::bus::answer::Answer;
-use crate::ids::{Incarnation, NodeId};
+use crate::ids::{Incarnation, NodeId, UserId};
 use consuming::InboxSenders;
-use publisher::Job;
+use mail::Mail;
+use publisher::LaneInbox;
 
 pub use connection::check_url;
 pub use definitions::definitions;
@@ -37,6 +46,8 @@ pub use topology::Topology;
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// Channels for messages; a publish's order key chooses one.
 const BULK_LANES: usize = 2;
+/// One more for urgent publishes, and one for deposits, which wait for the broker's disk.
+const LANES: usize = BULK_LANES + 2;
 
 #[derive(Debug, Clone)]
 pub struct RabbitSettings {
@@ -48,15 +59,23 @@ pub struct RabbitSettings {
     pub quorum: bool,
     /// How many messages may wait in a node's own queue before the oldest are dropped.
     pub node_queue_max: u32,
+    pub mailbox: MailboxLimits,
 }
 
 impl RabbitSettings {
     pub fn new(urls: Vec<String>) -> Self {
-        Self { urls, prefix: "warren".into(), quorum: false, node_queue_max: 100_000 }
+        Self {
+            urls,
+            prefix: "warren".into(),
+            quorum: false,
+            node_queue_max: 100_000,
+            mailbox: MailboxLimits::default(),
+        }
     }
 
     pub fn topology(&self) -> Topology {
-        Topology::new(&self.prefix, self.quorum, self.node_queue_max)
+        Topology::new(&self.prefix, self.quorum, self.node_queue_max, self.mailbox)
+            .with_account(connection::account(&self.urls))
     }
 }
 
@@ -87,46 +106,48 @@ impl Shared {
     }
 }
 
-struct LaneInbox {
-    jobs: mpsc::Sender<Job>,
-    window: Arc<Semaphore>,
-}
-
 pub struct RabbitBus {
     link: watch::Sender<Link>,
     leave: watch::Sender<bool>,
-    /// The bulk lanes, then the urgent one.
+    stop_ingress: watch::Sender<bool>,
+    /// The bulk lanes, then the urgent one, then that of deposits.
     lanes: Vec<LaneInbox>,
+    account: Option<String>,
+    mail: Mail,
     /// Every task of the bus; they end with it.
-    tasks: Mutex<JoinSet<()>>,
+    tasks: Arc<Mutex<JoinSet<()>>>,
 }
 
 impl RabbitBus {
     /// Returns at once; the link tells when the bus is up. To be called inside a tokio runtime.
     pub fn start(settings: RabbitSettings, node: NodeId) -> (Arc<Self>, Inboxes) {
         let link = watch::Sender::new(Link::default());
+        let account = connection::account(&settings.urls);
         let shared =
             Shared { topology: settings.topology(), urls: settings.urls.into(), node, link: link.clone() };
         let mut tasks = JoinSet::new();
         let mut lanes = Vec::new();
         let mut channels = Vec::new();
-        for _ in 0..=BULK_LANES {
-            // Nothing waits long in the inbox: it holds what the window admits.
-            let (jobs, inbox) = mpsc::channel(publisher::WINDOW_UNITS);
+        for _ in 0..LANES {
+            let (lane, inbox) = LaneInbox::new();
             let (channel, lane_channels) = watch::channel(None);
             tasks.spawn(publisher::run_lane(shared.topology.clone(), inbox, lane_channels));
-            lanes.push(LaneInbox { jobs, window: Arc::new(Semaphore::new(publisher::WINDOW_UNITS)) });
+            lanes.push(lane);
             channels.push(channel);
         }
         tasks.spawn(publishing::supervise(shared.clone(), channels));
         let (node_sender, node) = mpsc::channel(consuming::NODE_PREFETCH.into());
         let (control_sender, control) = mpsc::channel(consuming::CONTROL_PREFETCH.into());
-        let (ingress_sender, ingress) = mpsc::channel(consuming::INGRESS_PREFETCH.into());
-        let senders = InboxSenders { node: node_sender, control: control_sender, ingress: ingress_sender };
-        let leave = watch::Sender::new(false);
-        tasks.spawn(consuming::supervise(shared, senders, leave.subscribe()));
-        let bus = Self { link, leave, lanes, tasks: Mutex::new(tasks) };
-        (Arc::new(bus), Inboxes { node, control, ingress })
+        let (ingress_sender, ingress_inbox) = mpsc::channel(ingress::PREFETCH.into());
+        let senders = InboxSenders { node: node_sender, control: control_sender };
+        let (leave, stop_ingress) = (watch::Sender::new(false), watch::Sender::new(false));
+        tasks.spawn(consuming::supervise(shared.clone(), senders, leave.subscribe()));
+        tasks.spawn(ingress::supervise(shared.clone(), ingress_sender, stop_ingress.subscribe()));
+        let tasks = Arc::new(Mutex::new(tasks));
+        let deposits = lanes[LANES - 1].clone();
+        let mail = Mail::start(&shared, deposits, tasks.clone());
+        let bus = Self { link, leave, stop_ingress, lanes, account, mail, tasks };
+        (Arc::new(bus), Inboxes { node, control, ingress: ingress_inbox })
     }
 
     fn lane(&self, publish: &Publish) -> &LaneInbox {
@@ -137,30 +158,46 @@ impl RabbitBus {
 }
 
 impl Bus for RabbitBus {
+    fn account(&self) -> Option<&str> {
+        self.account.as_deref()
+    }
+
     fn publish(&self, publish: Publish, done: Done) {
         let answer = Answer::new(done);
         if self.link.borrow().publishing != Publishing::Ready {
             return answer.give(Outcome::Unavailable);
         }
-        let lane = self.lane(&publish);
-        let Ok(window) = lane.window.clone().try_acquire_many_owned(publisher::units(&publish)) else {
-            return answer.give(Outcome::Overloaded);
-        };
-        let job = Job { publish, answer, accepted: Instant::now(), window };
-        // The window is not wider than the inbox, so that only a closed one refuses: dropping answers.
-        drop(lane.jobs.try_send(job));
+        self.lane(&publish).offer(publish, answer);
     }
 
     fn link(&self) -> watch::Receiver<Link> {
         self.link.subscribe()
     }
 
+    fn stop_ingress(&self) {
+        self.stop_ingress.send_replace(true);
+    }
+
+    fn deposit(&self, user: &UserId, properties: Properties, body: Bytes, done: Done) {
+        self.mail.deposit(user, properties, body, Answer::new(done));
+    }
+
+    fn open_mailbox(&self, user: &UserId) -> BoxFuture<'static, Result<Opened, MailboxError>> {
+        self.mail.clone().open(user.clone()).boxed()
+    }
+
+    fn mailbox_depth(&self, user: &UserId) -> BoxFuture<'static, Result<u64, MailboxError>> {
+        self.mail.clone().depth(user.clone()).boxed()
+    }
+
     fn leave(&self) {
+        self.stop_ingress();
         self.leave.send_replace(true);
     }
 
     fn close(&self) {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+        self.mail.close();
         self.link.send_replace(Link::default());
     }
 }

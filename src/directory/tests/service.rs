@@ -3,12 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use super::*;
-use crate::bus::{Bus, Destination, Done, Link, Outcome, Publish, Publishing};
+use crate::bus::{
+    Bus, Destination, Done, Link, MailboxError, Opened, Outcome, Properties, Publish, Publishing,
+};
 use crate::directory::{Directory, Membership, ServiceHandle, GOSSIP_KIND, PROBE_KIND};
+use crate::ids::UserId;
 
 type Doors = Arc<Mutex<BTreeMap<NodeId, mpsc::Sender<Publish>>>>;
 
@@ -35,6 +40,19 @@ impl Bus for SmallBus {
 
     fn link(&self) -> watch::Receiver<Link> {
         self.link.subscribe()
+    }
+
+    fn stop_ingress(&self) {}
+    fn deposit(&self, _: &UserId, _: Properties, _: Bytes, _: Done) {
+        panic!("the directory stores nothing");
+    }
+
+    fn open_mailbox(&self, _: &UserId) -> BoxFuture<'static, Result<Opened, MailboxError>> {
+        panic!("the directory reads no mail");
+    }
+
+    fn mailbox_depth(&self, _: &UserId) -> BoxFuture<'static, Result<u64, MailboxError>> {
+        panic!("the directory reads no mail");
     }
 
     fn leave(&self) {}
