@@ -256,8 +256,9 @@ impl Node {
         let spread = self.drain.saturating_sub(DRAIN_TAIL);
         let spread_ms = u32::try_from(spread.as_millis()).unwrap_or(u32::MAX);
         let hub = self.hub.clone();
+        // Before anybody can hurry: the last word counts.
+        hub.tell_all(|| Command::Drain { spread_ms }).await;
         let gone = async {
-            hub.tell_all(|| Command::Drain { spread_ms }).await;
             while hub.sessions() > 0 {
                 tokio::time::sleep(DRAIN_POLL).await;
             }
