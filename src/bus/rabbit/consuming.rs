@@ -168,8 +168,11 @@ async fn serve(
 
 async fn failure(mut events: BoxStream<'static, Event>) -> LinkError {
     while let Some(event) = events.next().await {
-        if let Event::Error(error) = event {
-            return error.into();
+        match event {
+            // A channel's own error, such as a look for a queue that is not there; whoever uses it sees to it.
+            Event::Error(error) if error.is_amqp_soft_error() => {}
+            Event::Error(error) => return error.into(),
+            _ => {}
         }
     }
     LinkError::Ended("the connection's events ended")

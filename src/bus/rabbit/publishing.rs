@@ -89,6 +89,8 @@ async fn watch_over(
                     info!("the broker takes messages again");
                     shared.set_publishing(Publishing::Ready);
                 }
+                // A channel's own error: the lane that uses it tells, and a look for a queue may miss.
+                Some(Event::Error(error)) if error.is_amqp_soft_error() => {}
                 Some(Event::Error(error)) => return error.into(),
                 Some(_) => {}
                 None => return LinkError::Ended("the connection's events ended"),

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use tokio::sync::{watch, Semaphore};
 use tokio::task::JoinSet;
+use tracing::debug;
 
 use super::connection::LinkError;
 use super::publisher::LaneInbox;
@@ -79,7 +80,11 @@ impl Mail {
     pub async fn open(self, user: UserId) -> Result<Opened, MailboxError> {
         self.linked()?;
         let queue = self.topology.mailbox_name(&user);
-        match self.probe(&queue).await.map_err(|_| MailboxError)? {
+        let probed = self.probe(&queue).await.map_err(|error| {
+            debug!(%error, queue, "cannot ask for a mailbox");
+            MailboxError
+        })?;
+        match probed {
             Probed::Empty => return Ok(Opened::Empty),
             Probed::Consumed => return Ok(Opened::Busy),
             Probed::InUse => {}
