@@ -10,6 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{timeout_at, Instant};
+use tracing::debug;
 
 use super::super::publisher::{units, LaneInbox, WINDOW_UNITS};
 use super::super::topology::{Queue, Topology};
@@ -129,7 +130,10 @@ impl Store {
             let alive = if sent.iter().any(|(_, confirmed)| *confirmed) {
                 match self.admin.look(&queue.name).await {
                     Ok(content) => content.is_some(),
-                    Err(_) => return false,
+                    Err(error) => {
+                        debug!(%error, queue = queue.name, "cannot look for a mailbox");
+                        return false;
+                    }
                 }
             } else {
                 false
@@ -145,7 +149,8 @@ impl Store {
             if batch.is_empty() {
                 return true;
             }
-            if self.admin.declare(queue).await.is_err() {
+            if let Err(error) = self.admin.declare(queue).await {
+                debug!(%error, queue = queue.name, "cannot make a mailbox");
                 return false;
             }
             known = false;
@@ -185,18 +190,22 @@ impl Store {
     }
 
     fn send(&self, queue: &str, deposit: &Deposit) -> oneshot::Receiver<Outcome> {
-        let (tell, told) = oneshot::channel();
-        let publish = Publish {
-            to: Destination::Queue(queue.to_owned()),
-            properties: deposit.properties.clone(),
-            body: deposit.body.clone(),
-            order_key: 0,
-            lane: Lane::Bulk,
-        };
-        let done = Box::new(move |outcome| {
-            let _ = tell.send(outcome);
-        });
-        self.lane.offer(publish, Answer::new(done));
-        told
+        publish_to(&self.lane, queue, deposit.properties.clone(), deposit.body.clone())
     }
+}
+
+/// Publishes to a queue by its name; what is never answered is [`Outcome::Unavailable`].
+pub fn publish_to(
+    lane: &LaneInbox,
+    queue: &str,
+    properties: Properties,
+    body: Bytes,
+) -> oneshot::Receiver<Outcome> {
+    let (tell, told) = oneshot::channel();
+    let done = Box::new(move |outcome| {
+        let _ = tell.send(outcome);
+    });
+    let to = Destination::Queue(queue.to_owned());
+    lane.offer(Publish { to, properties, body, order_key: 0, lane: Lane::Bulk }, Answer::new(done));
+    told
 }

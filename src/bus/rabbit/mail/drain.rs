@@ -18,6 +18,7 @@ use super::super::connection::LinkError;
 use super::super::consumer::delivered;
 use super::super::declare;
 use super::admin::{self, in_time, Admin};
+use super::probe::is_probe;
 use super::removal::Removal;
 use crate::bus::{Delivery, Ending, Mailbox, MailboxError, Verdict, Via};
 
@@ -43,7 +44,7 @@ pub async fn permit(drains: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Mai
 pub enum Started {
     Empty,
     Busy,
-    Mail(Drain, Mailbox),
+    Mail(Box<Drain>, Mailbox),
 }
 
 pub async fn open(admin: &Admin, queue: String) -> Result<Started, MailboxError> {
@@ -57,7 +58,7 @@ pub async fn open(admin: &Admin, queue: String) -> Result<Started, MailboxError>
     match consuming.await {
         Ok((channel, consumer)) => {
             let (mailbox, mail, end) = Mailbox::new(WINDOW);
-            Ok(Started::Mail(Drain { channel, queue, consumer, mail, end }, mailbox))
+            Ok(Started::Mail(Box::new(Drain { channel, queue, consumer, mail, end }), mailbox))
         }
         Err(error) if declare::is(&error, AMQPSoftError::NOTFOUND) => Ok(Started::Empty),
         Err(error) if declare::is(&error, AMQPSoftError::ACCESSREFUSED) => Ok(Started::Busy),
@@ -199,6 +200,9 @@ impl HandOut<'_> {
     fn hand(&mut self, delivery: LapinDelivery) {
         let delivery = delivered(delivery, Via::Mailbox, &self.verdicts);
         self.unsettled += 1;
+        if is_probe(&delivery.properties) {
+            return delivery.ack.ack();
+        }
         // There is always room, see [`WINDOW`]; a reader that is gone is seen by its own.
         let _ = self.mail.try_send(delivery);
     }

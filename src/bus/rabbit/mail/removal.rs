@@ -22,6 +22,7 @@ const AT_A_TIME: usize = 4;
 /// Queues that are to be removed.
 #[derive(Clone)]
 pub struct Removal {
+    /// What is in `queues`, so that nothing is in it twice.
     waiting: Arc<Mutex<HashSet<String>>>,
     queues: mpsc::Sender<(Instant, String)>,
 }
@@ -44,11 +45,6 @@ impl Removal {
         if self.queues.try_send((due, queue.clone())).is_ok() {
             waiting.insert(queue);
         }
-    }
-
-    /// Whether it was emptied so recently that it must not be removed.
-    pub fn waits_for(&self, queue: &str) -> bool {
-        lock(&self.waiting).contains(queue)
     }
 }
 
