@@ -51,9 +51,9 @@ fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
 }
 
 fn serve(config: Config) -> ExitCode {
-    // The client library logs returned messages whole, payload included: the router knows of them anyway.
-    let quiet = ["lapin=error", "lapin::returned_messages=off"].join(",");
-    let filter = EnvFilter::try_new(format!("{quiet},{}", config.log)).unwrap_or_default();
+    // The client library logs returned messages whole, payload included, and takes for an error what is none
+    // here: a queue that does not exist.
+    let filter = EnvFilter::try_new(format!("lapin=off,{}", config.log)).unwrap_or_default();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.log_format {
         LogFormat::Text => log.init(),

@@ -252,6 +252,12 @@ pub trait Bus: Send + Sync + 'static {
     /// Messages waiting in the mailbox of a user; 0 if there is none.
     fn mailbox_depth(&self, user: &UserId) -> BoxFuture<'static, Result<u64, MailboxError>>;
 
+    /// The account under which every node publishes. The broker lets nobody else put it into `user_id`, so that
+    /// what bears it comes from a node. `None`: the bus has no accounts, and only nodes publish to nodes.
+    fn account(&self) -> Option<&str> {
+        None
+    }
+
     /// Stops taking new deliveries from the exchanges (unbinds the node's queue, stops consuming ingress);
     /// what is already in the node's queue still arrives. For draining; there is no way back.
     fn leave(&self);

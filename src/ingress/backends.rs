@@ -19,7 +19,7 @@ use crate::protocol::server::Settled;
 use crate::protocol::target::Target;
 use crate::router::{now_ms, Router};
 
-/// A message that could not be settled for now goes back to the broker after so long.
+/// A message that could not be settled for now is tried again after so long.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 /// Longest name of a service, in bytes.
 const SERVICE_BYTES_MAX: usize = 128;
@@ -110,23 +110,20 @@ fn accept(
     message: Message,
     delivery: Delivery,
 ) {
-    let id = message.id.clone();
+    let (again, retry) = (router.clone(), message.clone());
     let settle = move |settlement: Settlement| {
         metrics.settled(Door::Ingress, settlement.outcome());
-        match &settlement {
-            Settlement::Failed(error) if error.code.retry() => {
-                // Not settled, so it is still the broker's. The pause keeps a broker that is ill from being
-                // asked in a tight loop; the prefetch window bounds how many wait like this.
-                tokio::spawn(async move {
-                    tokio::time::sleep(RETRY_AFTER).await;
-                    drop(delivery.ack);
-                });
-            }
-            _ => {
-                answer(&*bus, &id, &settlement, &delivery.properties);
-                delivery.ack.ack();
-            }
+        if matches!(&settlement, Settlement::Failed(error) if error.code.retry()) {
+            // Not settled, so it stays. Not handed back either: a queue may count how often that happens, and
+            // throw the message away. The prefetch window bounds how many wait like this.
+            tokio::spawn(async move {
+                tokio::time::sleep(RETRY_AFTER).await;
+                accept(&again, bus, metrics, retry, delivery);
+            });
+            return;
         }
+        answer(&*bus, &retry.id, &settlement, &delivery.properties);
+        delivery.ack.ack();
     };
     router.accept(message, Box::new(settle));
 }

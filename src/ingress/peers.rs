@@ -24,7 +24,11 @@ pub async fn run_node(
 ) {
     let asks = Arc::new(Semaphore::new(ASKS_MAX));
     while let Some(delivery) = inbox.recv().await {
-        match take(&router, &asks, &delivery).await {
+        let from_node = bus.account().is_none_or(|account| {
+            // The broker vouches for it.
+            delivery.properties.user_id.as_deref() == Some(account)
+        });
+        match take(&router, &asks, &delivery, from_node).await {
             Ok(()) => delivery.ack.ack(),
             Err(reason) => bury(&*bus, &metrics, delivery, &reason).await,
         }
@@ -47,10 +51,17 @@ pub async fn run_control(router: Arc<Router>, mut inbox: mpsc::Receiver<Delivery
     }
 }
 
-async fn take(router: &Arc<Router>, asks: &Arc<Semaphore>, delivery: &Delivery) -> Result<(), String> {
+/// What nodes say to each other counts only if a node said it: a backend that may broadcast could otherwise put
+/// words into other mouths.
+async fn take(
+    router: &Arc<Router>,
+    asks: &Arc<Semaphore>,
+    delivery: &Delivery,
+    from_node: bool,
+) -> Result<(), String> {
     let properties = &delivery.properties;
     let text = |error: EnvelopeError| error.to_string();
-    match properties.kind.as_deref() {
+    match properties.kind.as_deref().filter(|_| from_node) {
         Some(kind::MESSAGE) => {
             let envelope = Envelope::from_delivery(properties, delivery.body.clone()).map_err(text)?;
             arrive(router, envelope).await;

@@ -52,6 +52,13 @@ fn parse(url: &str) -> Result<AMQPUri, String> {
     Ok(uri)
 }
 
+/// The user of the URLs; `None` if they name different ones, so that nodes could not know each other by it.
+pub fn account(urls: &[String]) -> Option<String> {
+    let mut users = urls.iter().map(|url| parse(url).ok().map(|uri| uri.authority.userinfo.username));
+    let first = users.next()??;
+    users.all(|user| user.as_ref() == Some(&first)).then_some(first)
+}
+
 /// Connects to one of the brokers, picked at random so that a restart of one spreads the nodes evenly.
 pub async fn open(urls: &[String], name: String) -> Result<Connection, LinkError> {
     let url = match urls.len() {

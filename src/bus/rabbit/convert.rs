@@ -78,11 +78,15 @@ pub fn outgoing(
         exchange: ShortString::try_new(exchange)?,
         routing_key: ShortString::try_new(key)?,
         mandatory,
-        properties: properties_out(publish, headers)?,
+        properties: properties_out(publish, headers, topology.account())?,
     })
 }
 
-fn properties_out(publish: &Publish, headers: FieldTable) -> Result<BasicProperties, Unfit> {
+fn properties_out(
+    publish: &Publish,
+    headers: FieldTable,
+    account: Option<&str>,
+) -> Result<BasicProperties, Unfit> {
     let from = &publish.properties;
     let durable = matches!(publish.to, Destination::Ingress(_) | Destination::Dead | Destination::Queue(_));
     let mode = if from.persistent.unwrap_or(durable) { 2 } else { 1 };
@@ -111,7 +115,12 @@ fn properties_out(publish: &Publish, headers: FieldTable) -> Result<BasicPropert
     if let Some(text) = &from.app_id {
         to = to.with_app_id(ShortString::try_new(text.as_str())?);
     }
-    // `user_id` is never sent: the broker closes the channel of whoever names another user than itself.
+    // Only ever the connection's own: the broker closes the channel of whoever names another.
+    let to_nodes =
+        matches!(publish.to, Destination::Broadcast | Destination::Control | Destination::Nodes(_));
+    if let Some(account) = account.filter(|_| to_nodes) {
+        to = to.with_user_id(ShortString::try_new(account)?);
+    }
     Ok(to)
 }
 

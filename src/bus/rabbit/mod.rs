@@ -59,6 +59,7 @@ impl RabbitSettings {
 
     pub fn topology(&self) -> Topology {
         Topology::new(&self.prefix, self.quorum, self.node_queue_max)
+            .with_account(connection::account(&self.urls))
     }
 }
 
@@ -99,6 +100,7 @@ pub struct RabbitBus {
     leave: watch::Sender<bool>,
     /// The bulk lanes, then the urgent one.
     lanes: Vec<LaneInbox>,
+    account: Option<String>,
     /// Every task of the bus; they end with it.
     tasks: Mutex<JoinSet<()>>,
 }
@@ -107,6 +109,7 @@ impl RabbitBus {
     /// Returns at once; the link tells when the bus is up. To be called inside a tokio runtime.
     pub fn start(settings: RabbitSettings, node: NodeId) -> (Arc<Self>, Inboxes) {
         let link = watch::Sender::new(Link::default());
+        let account = connection::account(&settings.urls);
         let shared =
             Shared { topology: settings.topology(), urls: settings.urls.into(), node, link: link.clone() };
         let mut tasks = JoinSet::new();
@@ -128,7 +131,7 @@ impl RabbitBus {
         let leave = watch::Sender::new(false);
         tasks.spawn(consuming::supervise(shared.clone(), senders, leave.subscribe()));
         tasks.spawn(ingress::supervise(shared, ingress_sender, leave.subscribe()));
-        let bus = Self { link, leave, lanes, tasks: Mutex::new(tasks) };
+        let bus = Self { link, leave, lanes, account, tasks: Mutex::new(tasks) };
         (Arc::new(bus), Inboxes { node, control, ingress: ingress_inbox })
     }
 
@@ -140,6 +143,10 @@ impl RabbitBus {
 }
 
 impl Bus for RabbitBus {
+    fn account(&self) -> Option<&str> {
+        self.account.as_deref()
+    }
+
     fn deposit(&self, _: &crate::ids::UserId, _: crate::bus::Properties, _: bytes::Bytes, done: Done) {
         done(Outcome::Unavailable);
     }

@@ -63,11 +63,21 @@ pub struct Topology {
     /// Quorum queues for what must survive the loss of a broker node; classic ones otherwise.
     quorum: bool,
     node_queue_max: u32,
+    account: Option<String>,
 }
 
 impl Topology {
     pub fn new(prefix: &str, quorum: bool, node_queue_max: u32) -> Self {
-        Self { prefix: encode(prefix), quorum, node_queue_max }
+        Self { prefix: encode(prefix), quorum, node_queue_max, account: None }
+    }
+
+    /// Who publishes: see [`crate::bus::Bus::account`].
+    pub fn with_account(self, account: Option<String>) -> Self {
+        Self { account, ..self }
+    }
+
+    pub fn account(&self) -> Option<&str> {
+        self.account.as_deref()
     }
 
     fn name(&self, last: &str) -> String {
