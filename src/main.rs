@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use tokio::signal::unix::{signal, Signal, SignalKind};
 use tracing_subscriber::EnvFilter;
+use warren::bus::rabbit;
 use warren::cli::{config_text, Cli, Command};
 use warren::config::{raise_thread_stack, Config, LogFormat};
 use warren::node::Node;
@@ -51,9 +52,7 @@ fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
 }
 
 fn serve(config: Config) -> ExitCode {
-    // The client library logs returned messages whole, payload included, and takes for an error what is none
-    // here: a queue that does not exist.
-    let filter = EnvFilter::try_new(format!("lapin=off,{}", config.log)).unwrap_or_default();
+    let filter = EnvFilter::try_new(format!("{},{}", rabbit::QUIET, config.log)).unwrap_or_default();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.log_format {
         LogFormat::Text => log.init(),

@@ -12,7 +12,7 @@ use tokio::task::{JoinSet, LocalSet};
 use crate::auth::{SelfTestFailed, Verifier};
 use crate::bus::memory::MemoryBroker;
 use crate::bus::rabbit::{RabbitBus, RabbitSettings};
-use crate::bus::{Bus, Inboxes, Link};
+use crate::bus::{Bus, Inboxes, Link, MailboxLimits};
 use crate::config::{Config, QueueType};
 use crate::delivery::receipt_sender::ReceiptSender;
 use crate::directory::{Directory, Membership, ServiceHandle};
@@ -33,6 +33,8 @@ use crate::session::{Admission, SessionSettings};
 const EXPIRE_EVERY: Duration = Duration::from_millis(50);
 /// What remains of the drain time after the last session was told to go, for close frames to cross.
 const DRAIN_TAIL: Duration = Duration::from_millis(1_500);
+/// How long a drained node waits for the receipts of its last messages.
+const SETTLE_MAX: Duration = Duration::from_secs(2);
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
 #[derive(Debug, thiserror::Error)]
@@ -65,14 +67,16 @@ pub struct Node {
 impl Node {
     /// Binds every address and starts; must be called in a tokio runtime. Whether the broker can be reached shows in readiness, not here.
     pub fn start(config: Config) -> Result<Self, StartError> {
+        let mailbox = MailboxLimits::new(config.mailbox_ttl, config.mailbox_messages, config.mailbox_bytes);
         let (bus, inboxes): (Arc<dyn Bus>, Inboxes) = if config.standalone() {
-            let (bus, inboxes) = MemoryBroker::new().attach(config.node_id.clone());
+            let (bus, inboxes) = MemoryBroker::with_mailboxes(mailbox).attach(config.node_id.clone());
             (bus, inboxes)
         } else {
             let urls = config.amqp_urls.iter().map(|url| url.expose().to_owned()).collect();
             let settings = RabbitSettings {
                 prefix: config.prefix.as_str().to_owned(),
                 quorum: config.queue_type == QueueType::Quorum,
+                mailbox,
                 ..RabbitSettings::new(urls)
             };
             let (bus, inboxes) = RabbitBus::start(settings, config.node_id.clone());
@@ -107,6 +111,7 @@ impl Node {
             origins: config.origins.clone(),
             max_sessions: config.max_sessions,
             max_message_bytes: config.max_message_bytes,
+            body_timeout: config.header_timeout,
         });
         let mut node = Self {
             id: config.node_id.clone(),
@@ -181,6 +186,7 @@ impl Node {
         let sessions = SessionSettings {
             verifier: gate.verifier.clone(),
             metrics: gate.metrics.clone(),
+            sessions_max: gate.max_sessions,
             message_bytes_max: u32::try_from(config.max_message_bytes).unwrap_or(u32::MAX),
             outbox_bytes_max: config.outbox_bytes,
             publish_rate: config.message_rate,
@@ -246,7 +252,7 @@ impl Node {
     pub async fn drain(&mut self, hurry: impl std::future::Future<Output = ()>) {
         self.lifecycle.advance(Phase::Draining);
         self.router.directory().set_draining();
-        self.bus.leave();
+        self.bus.stop_ingress();
         let spread = self.drain.saturating_sub(DRAIN_TAIL);
         let spread_ms = u32::try_from(spread.as_millis()).unwrap_or(u32::MAX);
         let hub = self.hub.clone();
@@ -266,7 +272,15 @@ impl Node {
             () = hurried => {}
             () = tokio::time::sleep(self.drain) => {}
         }
+        // What this node answers for is settled before it becomes unreachable for the receipts.
+        let settled = async {
+            while self.router.pending() > 0 {
+                tokio::time::sleep(DRAIN_POLL).await;
+            }
+        };
+        let _ = tokio::time::timeout(SETTLE_MAX, settled).await;
         self.router.directory().bye().await;
+        self.bus.leave();
         self.lifecycle.advance(Phase::Stopped);
     }
 

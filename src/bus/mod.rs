@@ -19,11 +19,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::ids::{Incarnation, NodeId, UserId};
 
 mod answer;
+mod mailbox;
 pub mod memory;
 pub mod rabbit;
 
+pub use mailbox::{Ending, Mailbox, MailboxError, MailboxLimits, Opened};
+
 /// A publish that the broker has not confirmed by then is [`Outcome::Unavailable`].
 pub const PUBLISH_DEADLINE: Duration = Duration::from_secs(2);
+/// The same for a deposit, which may have to make the mailbox first.
+pub const DEPOSIT_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Where a publish goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -205,36 +210,6 @@ pub struct Inboxes {
     pub ingress: mpsc::Receiver<Delivery>,
 }
 
-/// What a node finds when it opens a mailbox.
-#[derive(Debug)]
-pub enum Opened {
-    /// There is no mailbox, or nothing in it.
-    Empty,
-    Mail(Mailbox),
-    /// Another node hands it out right now.
-    Busy,
-}
-
-/// The mailbox cannot be asked: no link, or no answer in time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the mailbox cannot be reached")]
-pub struct MailboxError;
-
-/// A mailbox that this node hands out, exclusively.
-#[derive(Debug)]
-pub struct Mailbox {
-    /// In order; a few at a time. It ends when the mailbox is found empty, all deliveries are settled and it has
-    /// been deleted; and when the link is lost or this value is dropped, which hands back what is not
-    /// acknowledged.
-    pub mail: mpsc::Receiver<Delivery>,
-}
-
-impl Mailbox {
-    pub fn is_emptied(&self) -> bool {
-        false
-    }
-}
-
 pub trait Bus: Send + Sync + 'static {
     /// Hands a message to the broker; `done` learns what became of it.
     fn publish(&self, publish: Publish, done: Done);
@@ -243,10 +218,12 @@ pub trait Bus: Send + Sync + 'static {
     fn link(&self) -> watch::Receiver<Link>;
 
     /// Puts a message into the durable mailbox of a user, which is made on first need. [`Outcome::Confirmed`]:
-    /// it is stored; [`Outcome::Refused`]: the mailbox is full. Deposits for one user keep their order.
+    /// it is stored; [`Outcome::Refused`]: the mailbox is full. Deposits for one user keep their order, those for
+    /// different users do not wait for each other; each is answered within [`DEPOSIT_DEADLINE`].
     fn deposit(&self, user: &UserId, properties: Properties, body: Bytes, done: Done);
 
-    /// Opens the mailbox of a user for this node alone, to hand out what is in it in order.
+    /// Opens the mailbox of a user for this node alone, to hand out what is in it in order. Cheap when there is
+    /// none.
     fn open_mailbox(&self, user: &UserId) -> BoxFuture<'static, Result<Opened, MailboxError>>;
 
     /// Messages waiting in the mailbox of a user; 0 if there is none.
@@ -257,6 +234,9 @@ pub trait Bus: Send + Sync + 'static {
     fn account(&self) -> Option<&str> {
         None
     }
+
+    /// Stops taking what backends publish, so that another node takes over. For draining; there is no way back.
+    fn stop_ingress(&self);
 
     /// Stops taking new deliveries from the exchanges (unbinds the node's queue, stops consuming ingress);
     /// what is already in the node's queue still arrives. For draining; there is no way back.

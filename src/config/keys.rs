@@ -92,7 +92,7 @@ pub const KEYS: &[Key] = &[
     text("PREFIX", "warren", "1 to 32 of a-z 0-9 - _ .", "what the names of all exchanges and queues start with"),
     text("NODE_ID", "<hostname>-<6 random characters>", "1 to 64 of A-Z a-z 0-9 - _ .", "the name of this node; unique in the cluster"),
     word("ROUTING", "directory", &["directory"], "how a node finds a user's sessions; `broadcast` and `ring` are not available in this version"),
-    word("QUEUE_TYPE", "classic", &["classic", "quorum"], "the type of the durable ingress queue; `quorum` on a broker cluster"),
+    word("QUEUE_TYPE", "classic", &["classic", "quorum"], "the type of the durable ingress queue; `quorum` on a broker cluster; mailboxes are always classic"),
     // who
     word("AUTH", "jwt with a key, else insecure", &["jwt", "insecure"], "`insecure` believes every client; it must be said explicitly to listen beyond loopback"),
     secret("JWT_SECRET", "at least 32 bytes", "the key of HS256 tokens"),
@@ -105,7 +105,7 @@ pub const KEYS: &[Key] = &[
     text("ALLOWED_ORIGINS", "", "comma-separated scheme://host[:port], or *", "the `Origin` that browsers may come with; empty = it must be the host that the request is for"),
     // how much
     number("WORKERS", [0, 0, 64], "threads", "threads that serve sockets; 0 = one for each core"),
-    number("MAX_SESSIONS", [100_000, 1, 10_000_000], "sessions", "more are refused with 4100"),
+    number("MAX_SESSIONS", [100_000, 1, 10_000_000], "sessions", "of this node; more are refused with 503"),
     number("MAX_MESSAGE_BYTES", [65_536, 1024, 1_048_576], "bytes", "longest frame or HTTP body of a publisher"),
     number("OUTBOX_BYTES", [262_144, 1024, 67_108_864], "bytes", "queued for a socket that does not read; more closes it with 4102"),
     number("MESSAGE_RATE", [100, 0, 1_000_000], "1/s", "publishes of one session; 0 = unlimited"),
@@ -117,9 +117,13 @@ pub const KEYS: &[Key] = &[
     number("PING_INTERVAL_MS", [25_000, 100, 300_000], "ms", "between pings to a client"),
     number("PONG_TIMEOUT_MS", [10_000, 50, 300_000], "ms", "no answer to a ping by then closes with 4104"),
     number("AUTH_TIMEOUT_MS", [5_000, 100, 60_000], "ms", "from the handshake to the `auth` frame"),
-    number("HEADER_TIMEOUT_MS", [5_000, 100, 60_000], "ms", "to send the head of a request"),
+    number("HEADER_TIMEOUT_MS", [5_000, 100, 60_000], "ms", "to send the head of a request, and as long again for its body"),
     number("RECEIPT_TIMEOUT_MS", [5_000, 100, 60_000], "ms", "how long a node waits for another node's receipt"),
     number("DRAIN_MS", [20_000, 0, 600_000], "ms", "from SIGTERM to the end, spent on moving clients to other nodes"),
+    // mail of users who are away
+    number("MAILBOX_TTL_MS", [604_800_000, 1000, 2_592_000_000], "ms", "how long a message waits for an absent user"),
+    number("MAILBOX_MESSAGES", [10_000, 1, 1_000_000], "messages", "waiting for one user; more are refused as `mailbox_full`"),
+    number("MAILBOX_BYTES", [16_777_216, 1024, 1_073_741_824], "bytes", "the same, as the sum of the messages"),
     // logs
     text("LOG", "info", "a tracing filter, e.g. info,warren::bus=debug", "what is logged"),
     word("LOG_FORMAT", "text", &["text", "json"], "how a line of the log looks"),

@@ -57,6 +57,9 @@ pub struct Config {
     pub header_timeout: Duration,
     pub receipt_timeout: Duration,
     pub drain: Duration,
+    pub mailbox_ttl: Duration,
+    pub mailbox_messages: usize,
+    pub mailbox_bytes: usize,
     /// A valid filter of tracing-subscriber.
     pub log: String,
     pub log_format: LogFormat,
@@ -135,6 +138,9 @@ impl Config {
             header_timeout: from.millis("HEADER_TIMEOUT_MS"),
             receipt_timeout: from.millis("RECEIPT_TIMEOUT_MS"),
             drain: from.millis("DRAIN_MS"),
+            mailbox_ttl: from.millis("MAILBOX_TTL_MS"),
+            mailbox_messages: from.count("MAILBOX_MESSAGES"),
+            mailbox_bytes: from.count("MAILBOX_BYTES"),
             log: log(&mut from),
             log_format: match from.word("LOG_FORMAT") {
                 Some("json") => LogFormat::Json,
@@ -174,6 +180,10 @@ impl Config {
         if self.outbox_bytes < self.max_message_bytes {
             let why = format!("must hold one message (WARREN_MAX_MESSAGE_BYTES={})", self.max_message_bytes);
             from.mistake("OUTBOX_BYTES", Some(&self.outbox_bytes.to_string()), why);
+        }
+        if self.mailbox_bytes < self.max_message_bytes {
+            let why = format!("must hold one message (WARREN_MAX_MESSAGE_BYTES={})", self.max_message_bytes);
+            from.mistake("MAILBOX_BYTES", Some(&self.mailbox_bytes.to_string()), why);
         }
     }
 }

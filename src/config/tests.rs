@@ -106,6 +106,7 @@ fn combinations_that_would_let_strangers_in_are_refused() {
         (&[("JWT_ISSUER", "https://issuer")], "WARREN_JWT_ISSUER: needs a JWT key"),
         (&[key, ("LISTEN", "0.0.0.0:9090")], "WARREN_ADMIN_LISTEN: must differ"),
         (&[("OUTBOX_BYTES", "1024")], "WARREN_OUTBOX_BYTES=\"1024\": must hold one message"),
+        (&[("MAILBOX_BYTES", "1024")], "WARREN_MAILBOX_BYTES=\"1024\": must hold one message"),
         (&[key, ("JWT_SECRET_FILE", "/dev/null")], "WARREN_JWT_SECRET_FILE: give either this"),
         (&[("JWT_SECRET_FILE", "/nowhere")], "WARREN_JWT_SECRET_FILE=\"/nowhere\": cannot read"),
     ] {

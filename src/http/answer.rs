@@ -44,6 +44,11 @@ pub(super) fn error(error: &Error) -> Answer {
     answer
 }
 
+/// The client took too long to say what it wants.
+pub(super) fn timeout(message: &str) -> Answer {
+    json(StatusCode::REQUEST_TIMEOUT, &Body { error: &Error::bad_request(message) })
+}
+
 /// What no route took, or what warp itself refused.
 #[allow(clippy::unused_async, reason = "warp wants a future")]
 pub(super) async fn rejection(rejection: Rejection) -> Result<Answer, Infallible> {

@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::future::join_all;
+use futures_util::{Stream, StreamExt};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use serde_json::json;
@@ -35,7 +36,7 @@ pub fn routes(gate: Arc<Gate>) -> impl Filter<Extract = (Answer,), Error = Rejec
         .and(warp::post())
         .and(warp::header::optional::<String>("idempotency-key"))
         .and(warp::body::content_length_limit(BODY_BYTES_MAX))
-        .and(warp::body::bytes())
+        .and(warp::body::stream())
         .then(post_messages);
     let nodes = v1.clone().and(warp::path!("nodes")).and(warp::get()).then(get_nodes);
     let user = v1.clone().and(warp::path!("users" / String)).and(warp::get()).then(get_user);
@@ -67,11 +68,31 @@ fn or_error(result: Result<Answer, Error>) -> Answer {
     result.unwrap_or_else(|error| answer::error(&error))
 }
 
-async fn post_messages((gate, caller): Asked, key: Option<String>, body: Bytes) -> Answer {
-    match caller {
-        Ok(caller) => or_error(publish(&gate, &caller, key.as_deref(), &body).await),
-        Err(error) => answer::error(&error),
+async fn post_messages(
+    (gate, caller): Asked,
+    key: Option<String>,
+    body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+) -> Answer {
+    // A stranger's body is not even read.
+    let caller = match caller {
+        Ok(caller) => caller,
+        Err(error) => return answer::error(&error),
+    };
+    match tokio::time::timeout(gate.body_timeout, read(body)).await {
+        Ok(Ok(body)) => or_error(publish(&gate, &caller, key.as_deref(), &body).await),
+        Ok(Err(_)) => answer::error(&Error::bad_request("body: incomplete")),
+        Err(_) => answer::timeout("the body did not come in time"),
     }
+}
+
+/// The length is known and bounded already.
+async fn read(body: impl Stream<Item = Result<impl Buf, warp::Error>>) -> Result<Bytes, warp::Error> {
+    let mut whole = BytesMut::new();
+    let mut body = std::pin::pin!(body);
+    while let Some(part) = body.next().await {
+        whole.put(part?);
+    }
+    Ok(whole.freeze())
 }
 
 async fn publish(gate: &Gate, caller: &Caller, key: Option<&str>, body: &[u8]) -> Result<Answer, Error> {

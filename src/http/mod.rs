@@ -13,6 +13,7 @@ pub mod serve;
 pub mod upgrade;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use warp::{Filter, Reply};
@@ -34,6 +35,8 @@ pub struct Gate {
     pub origins: Origins,
     pub max_sessions: usize,
     pub max_message_bytes: usize,
+    /// To send a request's body, once its head is there: one that never comes must not hold a connection.
+    pub body_timeout: Duration,
 }
 
 /// The public address. `admissions` leads to the worker whose thread serves this listener.

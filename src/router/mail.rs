@@ -5,16 +5,18 @@
 //! notice of new mail.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::bus::{Delivery, Destination, Mailbox, Opened};
+use crate::bus::{Delivery, Destination, Ending, Mailbox, Opened};
 use crate::delivery::envelope::{mail_publish, Envelope, Mail};
+use crate::error::Code;
 use crate::ids::UserId;
 use crate::protocol::message::{Guarantee, Settlement};
+use crate::protocol::server;
 use crate::router::attempt::Source;
 use crate::router::Router;
 
@@ -176,7 +178,12 @@ impl Router {
     }
 
     async fn hand_out(self: &Arc<Self>, mut mailbox: Mailbox) -> Look {
+        let refused = Arc::new(AtomicBool::new(false));
         while let Some(delivery) = mailbox.mail.recv().await {
+            if refused.load(Ordering::Relaxed) {
+                // What comes after must not overtake it: all of it goes back, in its order.
+                return Look::Interrupted;
+            }
             let Delivery { properties, body, ack, redelivered, .. } = delivery;
             let mut envelope = match Envelope::from_delivery(&properties, body) {
                 Ok(envelope) => envelope,
@@ -189,17 +196,21 @@ impl Router {
             };
             envelope.is_mail = true;
             if redelivered {
-                envelope.frame = crate::protocol::server::mark_redelivered(&envelope.frame);
+                envelope.frame = server::mark_redelivered(&envelope.frame);
             }
+            let refused = refused.clone();
             let settle = move |settlement| match settlement {
-                Settlement::Failed(error) if error.code != crate::error::Code::Expired => drop(ack),
+                Settlement::Failed(error) if error.code != Code::Expired => {
+                    refused.store(true, Ordering::Relaxed);
+                    drop(ack);
+                }
                 _ => ack.ack(),
             };
             self.accept_envelope(envelope, Guarantee::AtLeastOnce, Source::Mailbox, Box::new(settle));
         }
-        match mailbox.is_emptied() {
-            true => Look::Emptied,
-            false => Look::Interrupted,
+        match mailbox.ending() {
+            Ending::Emptied => Look::Emptied,
+            Ending::Interrupted => Look::Interrupted,
         }
     }
 

@@ -29,6 +29,8 @@ use crate::metrics::Metrics;
 pub struct SessionSettings {
     pub verifier: Arc<Verifier>,
     pub metrics: Arc<Metrics>,
+    /// On this node. Overflow policy: whoever comes later is closed with 4100.
+    pub sessions_max: usize,
     pub message_bytes_max: u32,
     /// Bytes queued for a socket that does not take them. Overflow policy: the socket is closed with 4102.
     pub outbox_bytes_max: usize,

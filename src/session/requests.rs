@@ -30,6 +30,10 @@ fn handle_unknown(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
         _ => None,
     };
     match identity {
+        // Looked at when the socket came, but others may have said sooner who they are.
+        Some(_) if worker.router.hub().sessions() >= worker.settings.sessions_max => {
+            session.close(CloseCode::OverCapacity, 0, worker.now())
+        }
         Some(identity) => worker.admit(session, identity),
         None => session.close(CloseCode::Unauthorized, 0, worker.now()),
     }

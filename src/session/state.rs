@@ -211,14 +211,18 @@ impl Session {
         self.wake();
     }
 
-    /// Answers the client's close frame (RFC 6455 section 5.5.1): the same code back, and no more.
+    /// Answers the client's close frame (RFC 6455 section 5.5.1): the same code back, and no more. If it answers
+    /// ours, both have said all there is to say, and the connection ends without waiting for the client's part.
     pub(super) fn answer_close(&self, code: Option<u16>, now: u32) {
-        if !matches!(self.phase.get(), Phase::Closing { .. } | Phase::Ended) {
-            let code = code.unwrap_or(CloseCode::Normal.code());
-            self.close_code.set(code);
-            let frame = wire::close_frame(code, "");
-            self.socket.borrow_mut().send(&frame, None, usize::MAX);
+        if matches!(self.phase.get(), Phase::Closing { .. } | Phase::Ended) {
+            if self.socket.borrow().is_flushed() {
+                self.end();
+            }
+            return;
         }
+        let code = code.unwrap_or(CloseCode::Normal.code());
+        self.close_code.set(code);
+        self.socket.borrow_mut().send(&wire::close_frame(code, ""), None, usize::MAX);
         // What the client has not taken by now, it does not want.
         self.phase.set(Phase::Closing { until: now.wrapping_add(CLOSE_GRACE_MS) });
         self.wake();

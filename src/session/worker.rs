@@ -190,13 +190,14 @@ impl WorkerState {
             ping_interval: self.settings.ping_interval.as_secs(),
             limits: self.limits,
         };
+        // First registered, then welcome: who is told to be here can be reached. Nothing overtakes the welcome,
+        // since messages come through this worker's queue.
+        self.router.open_session(&identity.user, local);
         session.send_text(&server::welcome(&welcome), self.now());
-        let user = identity.user.clone();
         *session.identity.borrow_mut() = Some(Rc::new(identity));
         if session.phase.get() == Phase::Unknown {
             session.phase.set(Phase::Open);
         }
-        self.router.open_session(&user, local);
         self.settings.metrics.session_opened();
         if self.drain.borrow().is_some() {
             session.close(CloseCode::Drain, 0, self.now());

@@ -7,7 +7,7 @@ use warren::bus::rabbit::{RabbitBus, RabbitSettings};
 use warren::bus::{Bus, Inboxes};
 use warren::ids::NodeId;
 
-use crate::{broker, bus_contract};
+use crate::{broker, bus_contract, mailbox_contract};
 
 macro_rules! contract {
     ($($name:ident),* $(,)?) => {
@@ -38,7 +38,11 @@ fn memory_bus(broker: &Arc<MemoryBroker>, node: &NodeId) -> (Arc<dyn Bus>, Inbox
 }
 
 pub fn rabbit_bus(url: &str, node: &NodeId) -> (Arc<dyn Bus>, Inboxes) {
-    let (bus, inboxes) = RabbitBus::start(RabbitSettings::new(vec![url.to_owned()]), node.clone());
+    start(RabbitSettings::new(vec![url.to_owned()]), node)
+}
+
+fn start(settings: RabbitSettings, node: &NodeId) -> (Arc<dyn Bus>, Inboxes) {
+    let (bus, inboxes) = RabbitBus::start(settings, node.clone());
     (bus, inboxes)
 }
 
@@ -53,4 +57,52 @@ contract! {
     ingress_has_one_consumer_and_fails_over,
     leaving_ends_new_deliveries_only,
     closing_answers_every_publish,
+}
+
+/// The mailboxes' part of the contract, with limits that a test reaches.
+macro_rules! mailbox_contract {
+    ($limits:ident: $($name:ident),* $(,)?) => {
+        mod memory {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    use super::super::{mailbox_contract, memory_bus, MemoryBroker};
+                    let broker = MemoryBroker::with_mailboxes(mailbox_contract::$limits());
+                    mailbox_contract::$name(&|node| memory_bus(&broker, node)).await;
+                }
+            )*
+        }
+        mod rabbit {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    use super::super::{broker, mailbox_contract, start, RabbitSettings};
+                    let vhost = broker::vhost().await;
+                    let settings = RabbitSettings {
+                        mailbox: mailbox_contract::$limits(),
+                        ..RabbitSettings::new(vec![vhost.url()])
+                    };
+                    mailbox_contract::$name(&|node| start(settings.clone(), node)).await;
+                }
+            )*
+        }
+    };
+}
+
+mod mailboxes {
+    mailbox_contract! { limits:
+        mail_waits_in_order,
+        mail_keeps_its_properties,
+        mail_that_comes_meanwhile_is_handed_out_too,
+        one_node_at_a_time_opens_a_mailbox,
+        what_is_not_acknowledged_comes_again_in_order,
+        a_full_mailbox_refuses,
+        many_deposits_at_once_keep_their_order,
+        nothing_is_lost_between_deposit_and_removal,
+        closing_answers_every_deposit,
+    }
+}
+
+mod short_lived_mailboxes {
+    mailbox_contract! { short_limits: mail_of_its_time_expires }
 }

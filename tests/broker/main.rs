@@ -8,6 +8,8 @@ mod broker;
 mod bus_contract;
 #[path = "../support/eventually.rs"]
 mod eventually;
+#[path = "../support/mailbox_contract.rs"]
+mod mailbox_contract;
 #[path = "../support/raw_amqp.rs"]
 mod raw_amqp;
 #[path = "../support/relay.rs"]
@@ -15,5 +17,7 @@ mod relay;
 
 mod contract;
 mod lapin_defects;
+mod mailbox;
+mod memory_faults;
 mod reconnect;
 mod topology;

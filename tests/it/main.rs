@@ -13,6 +13,16 @@ mod checker;
 #[allow(dead_code)] // The fault suite uses the rest.
 mod record;
 
+mod broker_away;
+mod credentials;
 mod deploy;
+mod drain;
+mod hostile;
+mod http;
+mod ingress;
+mod readme;
 mod rfc6455;
+mod routing;
+mod session;
+mod tidy;
 mod wire_differential;

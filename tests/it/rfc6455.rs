@@ -4,12 +4,12 @@
 mod framing;
 mod handshakes;
 mod messages;
-mod toy;
 
 use std::net::SocketAddr;
 
 use serde_json::Value;
 
+use crate::support::nodes::Cluster;
 use crate::support::raw_ws::{
     close_code, close_payload, RawClient, RawFrame, ServerFrame, CLOSE, PING, PONG, TEXT,
 };
@@ -31,6 +31,8 @@ pub enum Step {
     Chopped(Vec<u8>, usize),
     /// A `reply` frame with this `id` must be the next answer.
     Reply(&'static str),
+    /// A `reply` frame without an id, with the error `bad_request`, must be the next answer.
+    NotUnderstood,
     /// A pong with this payload must be the next answer.
     Pong(Vec<u8>),
     /// A close frame with one of these codes must be the next answer, and then the end of the stream.
@@ -103,11 +105,10 @@ async fn run_step(client: &mut RawClient, step: Step) -> bool {
                 client.send(piece).await;
             }
         }
-        Step::Reply(id) => {
-            let frame = next_answer(client).await;
-            assert_eq!(frame.opcode, TEXT, "{frame:?}");
-            let reply: Value = serde_json::from_slice(&frame.payload).unwrap();
-            assert_eq!(reply["id"], id, "{reply}");
+        Step::Reply(id) => assert_eq!(next_reply(client).await["id"], id),
+        Step::NotUnderstood => {
+            let reply = next_reply(client).await;
+            assert_eq!((&reply["id"], &reply["error"]["code"]), (&Value::Null, &"bad_request".into()));
         }
         Step::Pong(payload) => {
             assert_eq!(next_answer(client).await, ServerFrame { opcode: PONG, payload });
@@ -124,6 +125,12 @@ async fn run_step(client: &mut RawClient, step: Step) -> bool {
     false
 }
 
+async fn next_reply(client: &mut RawClient) -> Value {
+    let frame = next_answer(client).await;
+    assert_eq!(frame.opcode, TEXT, "{frame:?}");
+    serde_json::from_slice(&frame.payload).unwrap()
+}
+
 /// The next frame that answers the client: no ping of the server, no `welcome` or other news.
 async fn next_answer(client: &mut RawClient) -> ServerFrame {
     loop {
@@ -137,6 +144,7 @@ async fn next_answer(client: &mut RawClient) -> ServerFrame {
 }
 
 #[tokio::test]
-async fn the_table_holds_for_the_wire_alone() {
-    run_table(toy::serve().await).await;
+async fn a_node_keeps_to_rfc_6455() {
+    let cluster = Cluster::start(1, &[]).await;
+    run_table(cluster.ws(0)).await;
 }

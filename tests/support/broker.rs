@@ -216,6 +216,13 @@ impl PrivateBroker {
             let group = format!("-{}", process.id());
             let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
             let _ = process.wait();
+            // The leader is gone, the others of its group follow: until then the port is taken.
+            let end = std::time::Instant::now() + Duration::from_secs(10);
+            while std::net::TcpStream::connect(("127.0.0.1", self.port())).is_ok()
+                && std::time::Instant::now() < end
+            {
+                std::thread::yield_now();
+            }
         }
     }
 

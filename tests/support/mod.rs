@@ -1,3 +1,7 @@
 //! What several tests share.
 
+pub mod api;
+pub mod eventually;
+pub mod nodes;
 pub mod raw_ws;
+pub mod user;

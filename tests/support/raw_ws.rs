@@ -169,7 +169,8 @@ impl RawClient {
                     Err(more) => need = more,
                 }
             } else if !self.fill().await {
-                assert!(self.early.is_empty(), "the stream ends inside a frame: {:x?}", self.early);
+                let begun = &self.early[..self.early.len().min(80)];
+                assert!(begun.is_empty(), "the stream ends inside a frame: {begun:x?}");
                 return None;
             }
         }

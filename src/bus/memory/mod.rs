@@ -1,16 +1,24 @@
 //! A broker inside the process, with the same contract as RabbitMQ: for standalone nodes and for tests.
 
+mod mailboxes;
 mod queue;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
+use futures_util::future::{ready, BoxFuture};
+use futures_util::FutureExt;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::answer::Answer;
-use super::{Bus, Destination, Done, Inboxes, Link, Outcome, Publish, Publishing, Via};
-use crate::ids::{Incarnation, NodeId};
+use super::{
+    Bus, Destination, Done, Inboxes, Link, MailboxError, MailboxLimits, Opened, Outcome, Properties, Publish,
+    Publishing, Via,
+};
+use crate::ids::{Incarnation, NodeId, UserId};
+use mailboxes::Mailboxes;
 use queue::{consume, Overflow, Queue};
 
 pub use queue::Message;
@@ -30,6 +38,7 @@ pub struct MemoryBroker {
     node_queue_max: usize,
     ingress: Arc<Queue>,
     dead: Arc<Queue>,
+    mailboxes: Arc<Mailboxes>,
     state: Mutex<State>,
 }
 
@@ -49,6 +58,8 @@ struct Node {
     /// `None` while the node is cut off.
     queues: Option<NodeQueues>,
     left: bool,
+    /// Takes no more of what backends publish.
+    retired: bool,
 }
 
 #[derive(Clone)]
@@ -70,14 +81,23 @@ struct NodeQueues {
 
 impl MemoryBroker {
     pub fn new() -> Arc<Self> {
-        Self::with_node_queue_max(NODE_QUEUE_MAX)
+        Self::with_mailboxes(MailboxLimits::default())
+    }
+
+    pub fn with_mailboxes(limits: MailboxLimits) -> Arc<Self> {
+        Self::with_limits(NODE_QUEUE_MAX, limits)
     }
 
     pub fn with_node_queue_max(node_queue_max: usize) -> Arc<Self> {
+        Self::with_limits(node_queue_max, MailboxLimits::default())
+    }
+
+    fn with_limits(node_queue_max: usize, mailbox: MailboxLimits) -> Arc<Self> {
         Arc::new(Self {
             node_queue_max,
             ingress: Queue::new(DURABLE_QUEUE_MAX, Overflow::Refuse),
             dead: Queue::new(DEAD_MAX, Overflow::DropOldest),
+            mailboxes: Mailboxes::new(mailbox),
             state: Mutex::default(),
         })
     }
@@ -96,7 +116,7 @@ impl MemoryBroker {
                 answer.give(outcome);
             }
         });
-        let attached = Node { link: link.clone(), inboxes, queues: None, left: false };
+        let attached = Node { link: link.clone(), inboxes, queues: None, left: false, retired: false };
         self.lock().nodes.insert(node.clone(), attached);
         self.restore(&node);
         let bus = MemoryBus { broker: self.clone(), node, link, answers, tasks: Mutex::new(tasks) };
@@ -159,9 +179,16 @@ impl MemoryBroker {
     }
 
     fn leave(&self, node: &NodeId) {
+        self.stop_ingress(node);
+        if let Some(leaver) = self.lock().nodes.get_mut(node) {
+            leaver.left = true;
+        }
+    }
+
+    fn stop_ingress(&self, node: &NodeId) {
         let mut state = self.lock();
         let Some(leaver) = state.nodes.get_mut(node) else { return };
-        leaver.left = true;
+        leaver.retired = true;
         if let Some(queues) = &leaver.queues {
             queues.ingress_active.send_replace(false);
         }
@@ -209,14 +236,14 @@ impl MemoryBroker {
         let blocked = state.blocked;
         let state = &mut *state;
         let Some(restored) = state.nodes.get_mut(node).filter(|node| node.queues.is_none()) else { return };
-        if !restored.left {
+        if !restored.retired {
             state.ingress_consumers.push(node.clone());
         }
         let first = state.ingress_consumers.first() == Some(node);
         let own = || Queue::new(self.node_queue_max, Overflow::DropOldest);
         let (node_queue, control_queue) = (own(), own());
         let flowing = watch::Sender::new(true);
-        let ingress_active = watch::Sender::new(first && !restored.left);
+        let ingress_active = watch::Sender::new(first && !restored.retired);
         let mut consumers = JoinSet::new();
         let inboxes = restored.inboxes.clone();
         consumers.spawn(consume(node_queue.clone(), inboxes.node, PREFETCH, flowing.subscribe()));
@@ -267,6 +294,11 @@ impl MemoryBroker {
         self.lock().named.get(name).map(|queue| queue.snapshot()).unwrap_or_default()
     }
 
+    /// How many users have a mailbox.
+    pub fn mailboxes(&self) -> usize {
+        self.mailboxes.count()
+    }
+
     /// The dead messages.
     pub fn dead(&self) -> Vec<Message> {
         self.dead.snapshot()
@@ -284,23 +316,6 @@ pub struct MemoryBus {
 }
 
 impl Bus for MemoryBus {
-    fn deposit(&self, _: &crate::ids::UserId, _: crate::bus::Properties, _: bytes::Bytes, done: Done) {
-        done(Outcome::Unavailable);
-    }
-
-    fn open_mailbox(
-        &self,
-        _: &crate::ids::UserId,
-    ) -> futures_util::future::BoxFuture<'static, Result<crate::bus::Opened, crate::bus::MailboxError>> {
-        Box::pin(async { Err(crate::bus::MailboxError) })
-    }
-
-    fn mailbox_depth(
-        &self,
-        _: &crate::ids::UserId,
-    ) -> futures_util::future::BoxFuture<'static, Result<u64, crate::bus::MailboxError>> {
-        Box::pin(async { Err(crate::bus::MailboxError) })
-    }
     fn publish(&self, publish: Publish, done: Done) {
         let answer = Answer::new(done);
         if self.link.borrow().publishing != Publishing::Ready {
@@ -313,6 +328,41 @@ impl Bus for MemoryBus {
 
     fn link(&self) -> watch::Receiver<Link> {
         self.link.subscribe()
+    }
+
+    fn stop_ingress(&self) {
+        self.broker.stop_ingress(&self.node);
+    }
+
+    fn deposit(&self, user: &UserId, properties: Properties, body: Bytes, done: Done) {
+        let answer = Answer::new(done);
+        if self.link.borrow().publishing != Publishing::Ready {
+            return answer.give(Outcome::Unavailable);
+        }
+        let Ok(slot) = self.answers.try_reserve() else { return answer.give(Outcome::Overloaded) };
+        let outcome = self.broker.mailboxes.deposit(user, properties, body);
+        slot.send((answer, outcome));
+    }
+
+    fn open_mailbox(&self, user: &UserId) -> BoxFuture<'static, Result<Opened, MailboxError>> {
+        if self.link.borrow().incarnation.is_none() {
+            return ready(Err(MailboxError)).boxed();
+        }
+        let (opened, task) = self.broker.mailboxes.open(user, self.link.subscribe());
+        if let Some(task) = task {
+            let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+            while tasks.try_join_next().is_some() {}
+            tasks.spawn(task);
+        }
+        ready(Ok(opened)).boxed()
+    }
+
+    fn mailbox_depth(&self, user: &UserId) -> BoxFuture<'static, Result<u64, MailboxError>> {
+        let depth = match self.link.borrow().incarnation {
+            Some(_) => Ok(self.broker.mailboxes.depth(user)),
+            None => Err(MailboxError),
+        };
+        ready(depth).boxed()
     }
 
     fn leave(&self) {

@@ -59,6 +59,16 @@ pub fn account(urls: &[String]) -> Option<String> {
     users.all(|user| user.as_ref() == Some(&first)).then_some(first)
 }
 
+/// An AMQP URL with our heartbeat in it, for a pool that takes nothing but text.
+pub fn with_heartbeat(url: &str) -> String {
+    let url = url.trim();
+    match url.split_once('?') {
+        Some((_, query)) if query.contains("heartbeat=") => url.to_owned(),
+        Some(_) => format!("{url}&heartbeat={HEARTBEAT_SECONDS}"),
+        None => format!("{url}?heartbeat={HEARTBEAT_SECONDS}"),
+    }
+}
+
 /// Connects to one of the brokers, picked at random so that a restart of one spreads the nodes evenly.
 pub async fn open(urls: &[String], name: String) -> Result<Connection, LinkError> {
     let url = match urls.len() {
@@ -142,5 +152,11 @@ mod tests {
     fn the_heartbeat_is_ours_unless_given() {
         assert_eq!(parse("amqp://h").unwrap().query.heartbeat, Some(10));
         assert_eq!(parse("amqp://h/%2f?heartbeat=7").unwrap().query.heartbeat, Some(7));
+        for (url, seconds) in
+            [("amqp://h", 10), ("amqp://h/%2f?frame_max=9000", 10), ("amqp://h/%2f?heartbeat=7", 7)]
+        {
+            let parsed: AMQPUri = with_heartbeat(url).parse().unwrap();
+            assert_eq!(parsed.query.heartbeat, Some(seconds), "{url}");
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use lapin::message::Delivery as LapinDelivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer};
@@ -56,14 +57,8 @@ async fn hand_over(
             Ok(delivery) => delivery,
             Err(error) => return error.into(),
         };
-        let delivery = Delivery {
-            via: via(delivery.exchange.as_str()),
-            routing_key: delivery.routing_key.as_str().to_owned(),
-            properties: convert::incoming(&delivery.properties),
-            ack: AckToken::new(delivery.delivery_tag, verdicts.clone()),
-            redelivered: delivery.redelivered,
-            body: Bytes::from(delivery.data),
-        };
+        let via = via(delivery.exchange.as_str());
+        let delivery = delivered(delivery, via, &verdicts);
         if let Err(refused) = inbox.send(delivery).await {
             // Nobody reads any more. Held, not dropped: a requeued delivery would come back at once, for ever.
             std::future::pending::<()>().await;
@@ -74,6 +69,18 @@ async fn hand_over(
         std::future::pending::<()>().await;
     }
     LinkError::Ended("a consumer was cancelled")
+}
+
+/// A delivery in the bus's words.
+pub fn delivered(from: LapinDelivery, via: Via, verdicts: &mpsc::Sender<(u64, Verdict)>) -> Delivery {
+    Delivery {
+        via,
+        routing_key: from.routing_key.as_str().to_owned(),
+        properties: convert::incoming(&from.properties),
+        ack: AckToken::new(from.delivery_tag, verdicts.clone()),
+        redelivered: from.redelivered,
+        body: Bytes::from(from.data),
+    }
 }
 
 /// The only place that acknowledges: acknowledgements that overtake one another kill the channel.

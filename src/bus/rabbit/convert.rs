@@ -180,7 +180,7 @@ fn flat(value: &AMQPValue) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::Lane;
+    use crate::bus::{Lane, MailboxLimits};
     use crate::ids::NodeId;
     use bytes::Bytes;
     use smallvec::smallvec;
@@ -190,7 +190,7 @@ mod tests {
     }
 
     fn write(publish: &Publish) -> Result<Outgoing, Unfit> {
-        outgoing(publish, &Topology::new("w", false, 1), 7, 128 << 10)
+        outgoing(publish, &Topology::new("w", false, 1, MailboxLimits::default()), 7, 128 << 10)
     }
 
     #[test]

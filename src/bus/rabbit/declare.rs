@@ -13,7 +13,7 @@ use super::topology::{Argument, Binding, Exchange, ExchangeType, Queue, Topology
 pub async fn durable(connection: &Connection, topology: &Topology) -> Result<(), LinkError> {
     let channel = within("opening a channel", connection.create_channel()).await?;
     match all_exist(&channel, topology).await {
-        Err(error) if is_not_found(&error) => {}
+        Err(error) if is(&error, AMQPSoftError::NOTFOUND) => {}
         answer => return answer,
     }
     // The miss closed that channel.
@@ -40,10 +40,11 @@ async fn all_exist(channel: &Channel, topology: &Topology) -> Result<(), LinkErr
     Ok(())
 }
 
-fn is_not_found(error: &LinkError) -> bool {
+/// Whether the broker closed a channel for this reason.
+pub fn is(error: &LinkError, reason: AMQPSoftError) -> bool {
     let LinkError::Amqp(error) = error else { return false };
     let ErrorKind::ProtocolError(error) = error.kind() else { return false };
-    matches!(error.kind(), AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND))
+    *error.kind() == AMQPErrorKind::Soft(reason)
 }
 
 async fn declare_exchange(channel: &Channel, exchange: &Exchange, passive: bool) -> Result<(), LinkError> {

@@ -7,11 +7,11 @@ use sha2::{Digest, Sha256};
 
 use super::topology::{Argument, Topology};
 
-/// User, tag, sample password. The passwords are public: `amqp/README.md` says how to change them.
-const USERS: [(&str, &str, &str); 3] = [
-    ("admin", "administrator", "change-me-admin"),
-    ("gateway", "", "change-me-gateway"),
-    ("backend", "", "change-me-backend"),
+/// User, tags, sample password. The passwords are public: `amqp/README.md` says how to change them.
+const USERS: [(&str, &[&str], &str); 3] = [
+    ("admin", &["administrator"], "change-me-admin"),
+    ("gateway", &[], "change-me-gateway"),
+    ("backend", &[], "change-me-backend"),
 ];
 
 /// The content of `amqp/definitions.json`, for `load_definitions` or the import of the management UI.
@@ -48,10 +48,10 @@ pub fn definitions(topology: &Topology) -> String {
         .collect();
     let users: Vec<_> = USERS
         .iter()
-        .map(|(name, tag, password)| {
+        .map(|(name, tags, password)| {
             json!({
                 "name": name, "password_hash": password_hash(name, password),
-                "hashing_algorithm": "rabbit_password_hashing_sha256", "tags": [tag],
+                "hashing_algorithm": "rabbit_password_hashing_sha256", "tags": tags,
             })
         })
         .collect();

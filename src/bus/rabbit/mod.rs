@@ -13,6 +13,7 @@ mod convert;
 mod declare;
 mod definitions;
 mod ingress;
+mod mail;
 mod publisher;
 mod publishing;
 mod returns;
@@ -21,24 +22,35 @@ mod topology;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch, Semaphore};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::FutureExt;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
-use super::{Bus, Destination, Done, Inboxes, Lane, Link, Outcome, Publish, Publishing};
+use super::{
+    Bus, Destination, Done, Inboxes, Lane, Link, MailboxError, MailboxLimits, Opened, Outcome, Properties,
+    Publish, Publishing,
+};
 use crate::bus::answer::Answer;
-use crate::ids::{Incarnation, NodeId};
+use crate::ids::{Incarnation, NodeId, UserId};
 use consuming::InboxSenders;
-use publisher::Job;
+use mail::Mail;
+use publisher::LaneInbox;
 
 pub use connection::check_url;
 pub use definitions::definitions;
 pub use topology::Topology;
 
+/// A directive for the log: the client library logs returned messages whole, payload included, and takes for
+/// errors what is none here, such as a mailbox that does not exist.
+pub const QUIET: &str = "lapin=off";
 /// A link that lived this long starts over with short waits when it is lost.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// Channels for messages; a publish's order key chooses one.
 const BULK_LANES: usize = 2;
+/// One more for urgent publishes, and one for deposits, which wait for the broker's disk.
+const LANES: usize = BULK_LANES + 2;
 
 #[derive(Debug, Clone)]
 pub struct RabbitSettings {
@@ -50,15 +62,22 @@ pub struct RabbitSettings {
     pub quorum: bool,
     /// How many messages may wait in a node's own queue before the oldest are dropped.
     pub node_queue_max: u32,
+    pub mailbox: MailboxLimits,
 }
 
 impl RabbitSettings {
     pub fn new(urls: Vec<String>) -> Self {
-        Self { urls, prefix: "warren".into(), quorum: false, node_queue_max: 100_000 }
+        Self {
+            urls,
+            prefix: "warren".into(),
+            quorum: false,
+            node_queue_max: 100_000,
+            mailbox: MailboxLimits::default(),
+        }
     }
 
     pub fn topology(&self) -> Topology {
-        Topology::new(&self.prefix, self.quorum, self.node_queue_max)
+        Topology::new(&self.prefix, self.quorum, self.node_queue_max, self.mailbox)
             .with_account(connection::account(&self.urls))
     }
 }
@@ -90,19 +109,16 @@ impl Shared {
     }
 }
 
-struct LaneInbox {
-    jobs: mpsc::Sender<Job>,
-    window: Arc<Semaphore>,
-}
-
 pub struct RabbitBus {
     link: watch::Sender<Link>,
     leave: watch::Sender<bool>,
-    /// The bulk lanes, then the urgent one.
+    stop_ingress: watch::Sender<bool>,
+    /// The bulk lanes, then the urgent one, then that of deposits.
     lanes: Vec<LaneInbox>,
     account: Option<String>,
+    mail: Mail,
     /// Every task of the bus; they end with it.
-    tasks: Mutex<JoinSet<()>>,
+    tasks: Arc<Mutex<JoinSet<()>>>,
 }
 
 impl RabbitBus {
@@ -115,12 +131,11 @@ impl RabbitBus {
         let mut tasks = JoinSet::new();
         let mut lanes = Vec::new();
         let mut channels = Vec::new();
-        for _ in 0..=BULK_LANES {
-            // Nothing waits long in the inbox: it holds what the window admits.
-            let (jobs, inbox) = mpsc::channel(publisher::WINDOW_UNITS);
+        for _ in 0..LANES {
+            let (lane, inbox) = LaneInbox::new();
             let (channel, lane_channels) = watch::channel(None);
             tasks.spawn(publisher::run_lane(shared.topology.clone(), inbox, lane_channels));
-            lanes.push(LaneInbox { jobs, window: Arc::new(Semaphore::new(publisher::WINDOW_UNITS)) });
+            lanes.push(lane);
             channels.push(channel);
         }
         tasks.spawn(publishing::supervise(shared.clone(), channels));
@@ -128,10 +143,13 @@ impl RabbitBus {
         let (control_sender, control) = mpsc::channel(consuming::CONTROL_PREFETCH.into());
         let (ingress_sender, ingress_inbox) = mpsc::channel(ingress::PREFETCH.into());
         let senders = InboxSenders { node: node_sender, control: control_sender };
-        let leave = watch::Sender::new(false);
+        let (leave, stop_ingress) = (watch::Sender::new(false), watch::Sender::new(false));
         tasks.spawn(consuming::supervise(shared.clone(), senders, leave.subscribe()));
-        tasks.spawn(ingress::supervise(shared, ingress_sender, leave.subscribe()));
-        let bus = Self { link, leave, lanes, account, tasks: Mutex::new(tasks) };
+        tasks.spawn(ingress::supervise(shared.clone(), ingress_sender, stop_ingress.subscribe()));
+        let tasks = Arc::new(Mutex::new(tasks));
+        let deposits = lanes[LANES - 1].clone();
+        let mail = Mail::start(&shared, deposits, tasks.clone());
+        let bus = Self { link, leave, stop_ingress, lanes, account, mail, tasks };
         (Arc::new(bus), Inboxes { node, control, ingress: ingress_inbox })
     }
 
@@ -147,47 +165,42 @@ impl Bus for RabbitBus {
         self.account.as_deref()
     }
 
-    fn deposit(&self, _: &crate::ids::UserId, _: crate::bus::Properties, _: bytes::Bytes, done: Done) {
-        done(Outcome::Unavailable);
-    }
-
-    fn open_mailbox(
-        &self,
-        _: &crate::ids::UserId,
-    ) -> futures_util::future::BoxFuture<'static, Result<crate::bus::Opened, crate::bus::MailboxError>> {
-        Box::pin(async { Err(crate::bus::MailboxError) })
-    }
-
-    fn mailbox_depth(
-        &self,
-        _: &crate::ids::UserId,
-    ) -> futures_util::future::BoxFuture<'static, Result<u64, crate::bus::MailboxError>> {
-        Box::pin(async { Err(crate::bus::MailboxError) })
-    }
     fn publish(&self, publish: Publish, done: Done) {
         let answer = Answer::new(done);
         if self.link.borrow().publishing != Publishing::Ready {
             return answer.give(Outcome::Unavailable);
         }
-        let lane = self.lane(&publish);
-        let Ok(window) = lane.window.clone().try_acquire_many_owned(publisher::units(&publish)) else {
-            return answer.give(Outcome::Overloaded);
-        };
-        let job = Job { publish, answer, accepted: Instant::now(), window };
-        // The window is not wider than the inbox, so that only a closed one refuses: dropping answers.
-        drop(lane.jobs.try_send(job));
+        self.lane(&publish).offer(publish, answer);
     }
 
     fn link(&self) -> watch::Receiver<Link> {
         self.link.subscribe()
     }
 
+    fn stop_ingress(&self) {
+        self.stop_ingress.send_replace(true);
+    }
+
+    fn deposit(&self, user: &UserId, properties: Properties, body: Bytes, done: Done) {
+        self.mail.deposit(user, properties, body, Answer::new(done));
+    }
+
+    fn open_mailbox(&self, user: &UserId) -> BoxFuture<'static, Result<Opened, MailboxError>> {
+        self.mail.clone().open(user.clone()).boxed()
+    }
+
+    fn mailbox_depth(&self, user: &UserId) -> BoxFuture<'static, Result<u64, MailboxError>> {
+        self.mail.clone().depth(user.clone()).boxed()
+    }
+
     fn leave(&self) {
+        self.stop_ingress();
         self.leave.send_replace(true);
     }
 
     fn close(&self) {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+        self.mail.close();
         self.link.send_replace(Link::default());
     }
 }

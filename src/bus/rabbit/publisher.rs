@@ -4,6 +4,7 @@
 //! publishes. The task outlives connections; between two of them it answers whatever it is handed.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use lapin::options::BasicPublishOptions;
 use lapin::{Channel, Confirmation};
-use tokio::sync::{mpsc, watch, OwnedSemaphorePermit};
+use tokio::sync::{mpsc, watch, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{interval, Instant, MissedTickBehavior};
 use tracing::debug;
 
@@ -32,9 +33,34 @@ const BATCH: usize = 256;
 const TICK: Duration = Duration::from_millis(50);
 
 /// What the window charges for a publish.
-pub fn units(publish: &Publish) -> u32 {
-    let units = 1 + publish.body.len().min(convert::BODY_BYTES_MAX) / UNIT_BYTES;
+pub fn units(body: &Bytes) -> u32 {
+    let units = 1 + body.len().min(convert::BODY_BYTES_MAX) / UNIT_BYTES;
     units as u32
+}
+
+/// Where publishes for one lane are handed in.
+#[derive(Clone)]
+pub struct LaneInbox {
+    jobs: mpsc::Sender<Job>,
+    window: Arc<Semaphore>,
+}
+
+impl LaneInbox {
+    pub fn new() -> (Self, mpsc::Receiver<Job>) {
+        // Nothing waits long in the inbox: it holds what the window admits.
+        let (jobs, inbox) = mpsc::channel(WINDOW_UNITS);
+        (Self { jobs, window: Arc::new(Semaphore::new(WINDOW_UNITS)) }, inbox)
+    }
+
+    /// Never waits: a publish that the window does not admit is answered at once.
+    pub fn offer(&self, publish: Publish, answer: Answer) {
+        let Ok(window) = self.window.clone().try_acquire_many_owned(units(&publish.body)) else {
+            return answer.give(Outcome::Overloaded);
+        };
+        let job = Job { publish, answer, accepted: Instant::now(), window };
+        // The window is not wider than the inbox, so that only a closed one refuses: dropping answers.
+        drop(self.jobs.try_send(job));
+    }
 }
 
 /// A publish on its way to the lane.

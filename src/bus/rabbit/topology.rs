@@ -3,7 +3,12 @@
 //! The same data is declared at the broker and rendered as `amqp/definitions.json`. Everything in it is valid
 //! on RabbitMQ 3.10 to 4.3: no transient queue that is not exclusive, no queue modes, no mirroring.
 
-use crate::ids::{encode, Incarnation, NodeId};
+use std::fmt::Write;
+
+use sha2::{Digest, Sha256};
+
+use crate::bus::MailboxLimits;
+use crate::ids::{encode, Incarnation, NodeId, UserId};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExchangeType {
@@ -53,6 +58,8 @@ pub struct Binding {
 
 /// How many dead messages are kept for a person to look at; the oldest go first.
 const DEAD_MESSAGES_MAX: u32 = 100_000;
+/// AMQP allows 255; a prefix and an encoded user id may come to more than 400.
+const MAILBOX_NAME_BYTES_MAX: usize = 200;
 
 /// How often a quorum queue hands a message out before it counts as dead; RabbitMQ 4 does the same unasked.
 const DELIVERIES_MAX: u32 = 20;
@@ -63,12 +70,13 @@ pub struct Topology {
     /// Quorum queues for what must survive the loss of a broker node; classic ones otherwise.
     quorum: bool,
     node_queue_max: u32,
+    mailbox: MailboxLimits,
     account: Option<String>,
 }
 
 impl Topology {
-    pub fn new(prefix: &str, quorum: bool, node_queue_max: u32) -> Self {
-        Self { prefix: encode(prefix), quorum, node_queue_max, account: None }
+    pub fn new(prefix: &str, quorum: bool, node_queue_max: u32, mailbox: MailboxLimits) -> Self {
+        Self { prefix: encode(prefix), quorum, node_queue_max, mailbox, account: None }
     }
 
     /// Who publishes: see [`crate::bus::Bus::account`].
@@ -141,6 +149,39 @@ impl Topology {
         bind(queue, self.control(), "")
     }
 
+    /// The mailbox of a user, reached by its name through the default exchange.
+    ///
+    /// Always a classic queue, whatever the type of the other durable ones: quorum queues know neither exclusive
+    /// consumers nor a deletion that spares mail, and each one is a Raft group of its own.
+    pub fn mailbox(&self, user: &UserId) -> Queue {
+        Queue {
+            name: self.mailbox_name(user),
+            exclusive: false,
+            arguments: vec![
+                ("x-queue-type", Argument::Text("classic".into())),
+                ("x-message-ttl", Argument::Number(narrow(self.mailbox.ttl.as_millis()))),
+                ("x-expires", Argument::Number(narrow(self.mailbox.expires.as_millis()).max(1))),
+                ("x-max-length", Argument::Number(narrow(self.mailbox.messages as u128))),
+                ("x-max-length-bytes", Argument::Number(narrow(self.mailbox.bytes as u128))),
+                ("x-overflow", Argument::Text("reject-publish".into())),
+            ],
+        }
+    }
+
+    pub fn mailbox_name(&self, user: &UserId) -> String {
+        let name = self.name(&format!("mailbox.{}", encode(user.as_str())));
+        if name.len() <= MAILBOX_NAME_BYTES_MAX {
+            return name;
+        }
+        // `~~` never stands in an encoded id, so that no user can be called like another one's digest.
+        let mut name = self.name("mailbox.~~");
+        for byte in Sha256::digest(user.as_str()) {
+            // Writing to a String cannot fail.
+            let _ = write!(name, "{byte:02x}");
+        }
+        name
+    }
+
     pub fn exchanges(&self) -> Vec<Exchange> {
         [
             (self.broadcast(), ExchangeType::Fanout),
@@ -188,6 +229,11 @@ impl Topology {
     }
 }
 
+/// The broker takes at most 32 bits of milliseconds: 49 days.
+fn narrow(number: u128) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
 fn bind(queue: &Queue, exchange: String, key: &str) -> Binding {
     Binding { queue: queue.name.clone(), exchange, key: key.into() }
 }
@@ -198,7 +244,7 @@ mod tests {
 
     #[test]
     fn node_queues_are_named_by_node_and_incarnation() {
-        let topology = Topology::new("warren", false, 10);
+        let topology = Topology::new("warren", false, 10, MailboxLimits::default());
         let node = NodeId::new("n-1.x").unwrap();
         let queue = topology.node_queue(&node, Incarnation::from_u128(255));
         assert_eq!(queue.name, "warren.node.n-1.x.000000000000000000000000000000ff");
@@ -213,13 +259,32 @@ mod tests {
 
     #[test]
     fn a_prefix_cannot_leave_the_alphabet_of_names() {
-        assert_eq!(Topology::new("a b/é", false, 1).ingress(), "a~20b~2F~C3~A9.ingress");
+        assert_eq!(
+            Topology::new("a b/é", false, 1, MailboxLimits::default()).ingress(),
+            "a~20b~2F~C3~A9.ingress"
+        );
     }
 
     #[test]
     fn only_exclusive_queues_are_transient() {
         for quorum in [false, true] {
-            assert!(Topology::new("w", quorum, 1).durable_queues().iter().all(|queue| !queue.exclusive));
+            let topology = Topology::new("w", quorum, 1, MailboxLimits::default());
+            assert!(topology.durable_queues().iter().all(|queue| !queue.exclusive));
+            assert!(!topology.mailbox(&UserId::new("u").unwrap()).exclusive);
         }
+    }
+
+    #[test]
+    fn mailboxes_have_names_that_fit_and_differ() {
+        let topology = Topology::new(&"p".repeat(32), false, 1, MailboxLimits::default());
+        let name = |user: &str| topology.mailbox_name(&UserId::new(user).unwrap());
+        assert!(name("Zoë").ends_with(".mailbox.Zo~C3~AB"));
+        let (long, other) = ("é".repeat(64), format!("{}~", "é".repeat(63)));
+        let digest = name(&long);
+        assert!(digest.len() <= MAILBOX_NAME_BYTES_MAX && digest.contains(".mailbox.~~"), "{digest}");
+        assert_ne!(digest, name(&other));
+        // Who is called like the last part of that name has another mailbox.
+        let (_, last) = digest.rsplit_once('.').unwrap();
+        assert_ne!(digest, name(last));
     }
 }

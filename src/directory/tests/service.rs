@@ -3,12 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use super::*;
-use crate::bus::{Bus, Destination, Done, Link, Outcome, Publish, Publishing};
+use crate::bus::{
+    Bus, Destination, Done, Link, MailboxError, Opened, Outcome, Properties, Publish, Publishing,
+};
 use crate::directory::{Directory, Membership, ServiceHandle, GOSSIP_KIND, PROBE_KIND};
+use crate::ids::UserId;
 
 type Doors = Arc<Mutex<BTreeMap<NodeId, mpsc::Sender<Publish>>>>;
 
@@ -18,23 +23,6 @@ struct SmallBus {
 }
 
 impl Bus for SmallBus {
-    fn deposit(&self, _: &crate::ids::UserId, _: crate::bus::Properties, _: bytes::Bytes, done: Done) {
-        done(Outcome::Unavailable);
-    }
-
-    fn open_mailbox(
-        &self,
-        _: &crate::ids::UserId,
-    ) -> futures_util::future::BoxFuture<'static, Result<crate::bus::Opened, crate::bus::MailboxError>> {
-        Box::pin(async { Err(crate::bus::MailboxError) })
-    }
-
-    fn mailbox_depth(
-        &self,
-        _: &crate::ids::UserId,
-    ) -> futures_util::future::BoxFuture<'static, Result<u64, crate::bus::MailboxError>> {
-        Box::pin(async { Err(crate::bus::MailboxError) })
-    }
     fn publish(&self, publish: Publish, done: Done) {
         if !self.link.borrow().ready() {
             return done(Outcome::Unavailable);
@@ -52,6 +40,19 @@ impl Bus for SmallBus {
 
     fn link(&self) -> watch::Receiver<Link> {
         self.link.subscribe()
+    }
+
+    fn stop_ingress(&self) {}
+    fn deposit(&self, _: &UserId, _: Properties, _: Bytes, _: Done) {
+        panic!("the directory stores nothing");
+    }
+
+    fn open_mailbox(&self, _: &UserId) -> BoxFuture<'static, Result<Opened, MailboxError>> {
+        panic!("the directory reads no mail");
+    }
+
+    fn mailbox_depth(&self, _: &UserId) -> BoxFuture<'static, Result<u64, MailboxError>> {
+        panic!("the directory reads no mail");
     }
 
     fn leave(&self) {}

@@ -1,0 +1,201 @@
+//! Rare requests to the broker, over a few pooled connections that never publish.
+//!
+//! A connection that publishes stops answering while the broker is short of memory; these go on.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use deadpool_lapin::{Config, Pool, PoolConfig, Runtime, Timeouts};
+use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
+use lapin::protocol::AMQPSoftError;
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Channel, ConnectionProperties};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
+
+use super::super::connection::{with_heartbeat, LinkError};
+use super::super::declare;
+use super::super::topology::Queue;
+
+/// For one request, with the wait for a connection and a channel.
+pub const ADMIN_DEADLINE: Duration = Duration::from_secs(2);
+/// For each broker address; only the address in use has any.
+const CONNECTIONS: usize = 2;
+/// Requests at the same time.
+const CHANNELS: usize = 8;
+/// The client library remembers every queue that a channel has ever declared; an old channel is replaced.
+const CHANNEL_USES: u32 = 256;
+
+pub struct Admin {
+    /// One for each broker of the cluster.
+    pools: Vec<Pool>,
+    /// The pool in use; the next one when it fails.
+    current: AtomicUsize,
+    /// Channels that wait for a request, and how many each has served.
+    idle: Mutex<Vec<(Channel, u32)>>,
+    slots: Semaphore,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Content {
+    /// Messages that are not handed out.
+    pub ready: u64,
+    pub consumed: bool,
+}
+
+/// What became of a queue that was to be removed if nobody needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removed {
+    /// Whether or not it existed.
+    Gone,
+    /// It holds messages, or somebody consumes it.
+    InUse,
+}
+
+struct Borrowed<'a> {
+    admin: &'a Admin,
+    channel: Channel,
+    uses: u32,
+    _slot: SemaphorePermit<'a>,
+}
+
+impl Borrowed<'_> {
+    /// Only after a request that was answered: another one must not wait behind an answer that never comes.
+    fn give_back(self) {
+        if self.uses < CHANNEL_USES && self.channel.status().connected() {
+            self.admin.lock().push((self.channel, self.uses + 1));
+        }
+    }
+}
+
+impl Admin {
+    /// To be called inside a tokio runtime. Connects on first need.
+    pub fn new(urls: &[String], name: String) -> Self {
+        let pools: Vec<_> = urls.iter().filter_map(|url| pool(url, name.clone())).collect();
+        let first = rand::random_range(0..pools.len().max(1));
+        Self {
+            pools,
+            current: AtomicUsize::new(first),
+            idle: Mutex::default(),
+            slots: Semaphore::new(CHANNELS),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(Channel, u32)>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn close(&self) {
+        self.slots.close();
+        self.pools.iter().for_each(Pool::close);
+        self.lock().clear();
+    }
+
+    /// A channel for the caller alone.
+    pub async fn channel(&self) -> Result<Channel, LinkError> {
+        let mut last = LinkError::Ended("no broker is known");
+        for _ in 0..self.pools.len() {
+            let current = self.current.load(Ordering::Relaxed) % self.pools.len();
+            let connection = match self.pools[current].get().await {
+                Ok(connection) => connection,
+                Err(_) => {
+                    last = LinkError::Ended("no pooled connection");
+                    self.current.store(current + 1, Ordering::Relaxed);
+                    continue;
+                }
+            };
+            return Ok(connection.create_channel().await?);
+        }
+        Err(last)
+    }
+
+    async fn borrow(&self) -> Result<Borrowed<'_>, LinkError> {
+        let slot = self.slots.acquire().await.map_err(|_| LinkError::Ended("the bus is closed"))?;
+        loop {
+            let idle = self.lock().pop();
+            let (channel, uses) = match idle {
+                Some((channel, _)) if !channel.status().connected() => continue,
+                Some(idle) => idle,
+                None => (self.channel().await?, 0),
+            };
+            return Ok(Borrowed { admin: self, channel, uses, _slot: slot });
+        }
+    }
+
+    /// Makes a queue, and renews the lease of one that exists.
+    pub async fn declare(&self, queue: &Queue) -> Result<(), LinkError> {
+        in_time(async {
+            let borrowed = self.borrow().await?;
+            match declare::declare_queue(&borrowed.channel, queue, false).await {
+                // A node with other limits made it; it is as good a mailbox.
+                Err(error) if declare::is(&error, AMQPSoftError::PRECONDITIONFAILED) => {}
+                answer => answer?,
+            }
+            borrowed.give_back();
+            Ok(())
+        })
+        .await
+    }
+
+    /// What is in a queue; `None` if there is no such queue. Renews its lease.
+    pub async fn look(&self, queue: &str) -> Result<Option<Content>, LinkError> {
+        in_time(async {
+            let borrowed = self.borrow().await?;
+            match look(&borrowed.channel, queue).await {
+                Err(error) if declare::is(&error, AMQPSoftError::NOTFOUND) => Ok(None),
+                Err(error) => Err(error),
+                Ok(content) => {
+                    borrowed.give_back();
+                    Ok(Some(content))
+                }
+            }
+        })
+        .await
+    }
+
+    /// Removes a queue that is empty and that nobody consumes.
+    pub async fn remove_idle(&self, queue: &str) -> Result<Removed, LinkError> {
+        in_time(async {
+            let borrowed = self.borrow().await?;
+            let options = QueueDeleteOptions { if_unused: true, if_empty: true, nowait: false };
+            let name = ShortString::try_new(queue)?;
+            match borrowed.channel.queue_delete(name, options).await.map_err(LinkError::from) {
+                Err(error) if declare::is(&error, AMQPSoftError::PRECONDITIONFAILED) => Ok(Removed::InUse),
+                Err(error) => Err(error),
+                Ok(_) => {
+                    borrowed.give_back();
+                    Ok(Removed::Gone)
+                }
+            }
+        })
+        .await
+    }
+}
+
+/// The same, asked on this channel.
+pub async fn look(channel: &Channel, queue: &str) -> Result<Content, LinkError> {
+    let options = QueueDeclareOptions { passive: true, ..Default::default() };
+    let name = ShortString::try_new(queue)?;
+    let queue = channel.queue_declare(name, options, FieldTable::default()).await?;
+    Ok(Content { ready: u64::from(queue.message_count()), consumed: queue.consumer_count() > 0 })
+}
+
+pub async fn in_time<T>(work: impl Future<Output = Result<T, LinkError>>) -> Result<T, LinkError> {
+    timeout(ADMIN_DEADLINE, work).await.unwrap_or(Err(LinkError::Late("a request about a mailbox")))
+}
+
+fn pool(url: &str, name: String) -> Option<Pool> {
+    let timeouts =
+        Timeouts { wait: Some(ADMIN_DEADLINE), create: Some(ADMIN_DEADLINE), recycle: Some(ADMIN_DEADLINE) };
+    let pool = PoolConfig { timeouts, ..PoolConfig::new(CONNECTIONS) };
+    let config = Config { url: Some(with_heartbeat(url)), pool: Some(pool) };
+    // As for the other connections: no retries of the library's own.
+    let properties = move || {
+        ConnectionProperties::default()
+            .with_connection_name(name.as_str().into())
+            .configure_backoff(|backoff| backoff.with_max_times(0))
+    };
+    config.create_pool(properties, Runtime::Tokio1).ok()
+}

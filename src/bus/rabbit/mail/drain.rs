@@ -1,0 +1,231 @@
+//! Hands out one mailbox: exclusively, in order, until it is empty or interrupted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{FutureExt, StreamExt};
+use lapin::message::Delivery as LapinDelivery;
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::protocol::AMQPSoftError;
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Channel, Consumer};
+use tokio::sync::{mpsc, oneshot, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{interval, sleep, timeout, Interval, MissedTickBehavior};
+use tracing::debug;
+
+use super::super::ack_tracker::AckTracker;
+use super::super::connection::LinkError;
+use super::super::consumer::delivered;
+use super::super::declare;
+use super::admin::{self, in_time, Admin};
+use super::removal::Removal;
+use crate::bus::{Delivery, Ending, Mailbox, MailboxError, Verdict, Via};
+
+/// Mailboxes that this node hands out at a time; each takes a channel, and more wait.
+pub const DRAINS_MAX: usize = 256;
+/// How long an opening waits for its turn.
+const TURN_DEADLINE: Duration = Duration::from_secs(5);
+const PREFETCH: u16 = 64;
+/// What a consumer got before it was cancelled, and what the next one gets.
+const WINDOW: usize = 2 * PREFETCH as usize;
+/// How long an acknowledgement waits for those before it, so that one frame can speak for many.
+const SINGLES_AFTER: Duration = Duration::from_millis(10);
+/// Messages that were counted may expire before they are handed out.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+pub async fn permit(drains: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, MailboxError> {
+    match timeout(TURN_DEADLINE, drains.clone().acquire_owned()).await {
+        Ok(Ok(permit)) => Ok(permit),
+        _ => Err(MailboxError),
+    }
+}
+
+pub enum Started {
+    Empty,
+    Busy,
+    Mail(Drain, Mailbox),
+}
+
+pub async fn open(admin: &Admin, queue: String) -> Result<Started, MailboxError> {
+    let consuming = in_time(async {
+        let channel = admin.channel().await?;
+        // Before the consumer, which keeps the prefetch of its start.
+        channel.basic_qos(PREFETCH, BasicQosOptions { global: false }).await?;
+        let consumer = consume(&channel, &queue).await?;
+        Ok((channel, consumer))
+    });
+    match consuming.await {
+        Ok((channel, consumer)) => {
+            let (mailbox, mail, end) = Mailbox::new(WINDOW);
+            Ok(Started::Mail(Drain { channel, queue, consumer, mail, end }, mailbox))
+        }
+        Err(error) if declare::is(&error, AMQPSoftError::NOTFOUND) => Ok(Started::Empty),
+        Err(error) if declare::is(&error, AMQPSoftError::ACCESSREFUSED) => Ok(Started::Busy),
+        Err(error) => {
+            debug!(%error, queue, "cannot open a mailbox");
+            Err(MailboxError)
+        }
+    }
+}
+
+async fn consume(channel: &Channel, queue: &str) -> Result<Consumer, LinkError> {
+    let options = BasicConsumeOptions { exclusive: true, ..Default::default() };
+    let (queue, tag) = (ShortString::try_new(queue)?, ShortString::default());
+    Ok(channel.basic_consume(queue, tag, options, FieldTable::default()).await?)
+}
+
+pub struct Drain {
+    channel: Channel,
+    queue: String,
+    consumer: Consumer,
+    mail: mpsc::Sender<Delivery>,
+    end: oneshot::Sender<Ending>,
+}
+
+impl Drain {
+    pub async fn run(self, removal: &Removal) {
+        let Self { channel, queue, consumer, mail, end } = self;
+        let (verdicts, settled) = mpsc::channel(WINDOW);
+        let hand_out = HandOut {
+            channel: &channel,
+            queue: &queue,
+            mail: &mail,
+            verdicts,
+            settled,
+            tracker: AckTracker::default(),
+            unsettled: 0,
+            tick: ticks(),
+        };
+        let ending = hand_out.run(consumer).await.unwrap_or_else(|error| {
+            debug!(%error, queue, "a mailbox was interrupted");
+            Ending::Interrupted
+        });
+        // First the channel, so that nobody who hears of the end finds the mailbox busy.
+        let _ = timeout(Duration::from_secs(1), channel.close(200, "done".into())).await;
+        if ending == Ending::Emptied {
+            removal.later(queue);
+        }
+        let _ = end.send(ending);
+        // The end of the mail comes last: whoever sees it may ask for the reason.
+        drop(mail);
+    }
+}
+
+fn ticks() -> Interval {
+    let mut tick = interval(SINGLES_AFTER);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    tick
+}
+
+struct HandOut<'a> {
+    channel: &'a Channel,
+    queue: &'a str,
+    mail: &'a mpsc::Sender<Delivery>,
+    verdicts: mpsc::Sender<(u64, Verdict)>,
+    settled: mpsc::Receiver<(u64, Verdict)>,
+    tracker: AckTracker,
+    unsettled: usize,
+    tick: Interval,
+}
+
+impl HandOut<'_> {
+    async fn run(mut self, mut consumer: Consumer) -> Result<Ending, LinkError> {
+        loop {
+            if self.until_empty(&mut consumer).await? == Ending::Interrupted {
+                return Ok(Ending::Interrupted);
+            }
+            // What was handed to the consumer before the broker heard of the cancellation still comes out of it.
+            let late = in_time(async {
+                self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
+                let late: Vec<_> = consumer.by_ref().collect().await;
+                Ok(late)
+            })
+            .await?;
+            for delivery in late {
+                self.hand(delivery?);
+            }
+            if self.unsettled == 0 && self.ready().await? == 0 {
+                return Ok(Ending::Emptied);
+            }
+            consumer = in_time(consume(self.channel, self.queue)).await?;
+        }
+    }
+
+    /// Hands out until everything is acknowledged and nothing is waiting.
+    async fn until_empty(&mut self, consumer: &mut Consumer) -> Result<Ending, LinkError> {
+        let mut batch = Vec::new();
+        let mut look = true;
+        loop {
+            if look && self.unsettled == 0 {
+                look = false;
+                // Deliveries on this channel come before an answer that was given after them.
+                let ready = self.ready().await?;
+                match consumer.next().now_or_never() {
+                    Some(Some(delivery)) => self.hand(delivery?),
+                    Some(None) => return Err(LinkError::Ended("a consumer was cancelled")),
+                    None if ready == 0 => return Ok(Ending::Emptied),
+                    None => {}
+                }
+            }
+            tokio::select! {
+                delivery = consumer.next() => match delivery {
+                    Some(delivery) => self.hand(delivery?),
+                    None => return Err(LinkError::Ended("a consumer was cancelled")),
+                },
+                _ = self.settled.recv_many(&mut batch, WINDOW) => {
+                    if !self.settle(&mut batch).await? {
+                        return Ok(Ending::Interrupted);
+                    }
+                    look = true;
+                }
+                _ = self.tick.tick(), if self.tracker.has_singles() => self.ack_singles().await?,
+                _ = sleep(LOOK_AGAIN_AFTER), if self.unsettled == 0 => look = true,
+                _ = self.mail.closed() => {
+                    while let Ok(verdict) = self.settled.try_recv() {
+                        batch.push(verdict);
+                    }
+                    self.settle(&mut batch).await?;
+                    self.ack_singles().await?;
+                    return Ok(Ending::Interrupted);
+                }
+            }
+        }
+    }
+
+    async fn ready(&self) -> Result<u64, LinkError> {
+        Ok(in_time(admin::look(self.channel, self.queue)).await?.ready)
+    }
+
+    fn hand(&mut self, delivery: LapinDelivery) {
+        let delivery = delivered(delivery, Via::Mailbox, &self.verdicts);
+        self.unsettled += 1;
+        // There is always room, see [`WINDOW`]; a reader that is gone is seen by its own.
+        let _ = self.mail.try_send(delivery);
+    }
+
+    /// Acknowledges; false when a token was dropped, which leaves the rest to the closing of the channel.
+    async fn settle(&mut self, batch: &mut Vec<(u64, Verdict)>) -> Result<bool, LinkError> {
+        let mut go_on = true;
+        for (tag, verdict) in batch.drain(..) {
+            self.unsettled -= 1;
+            match verdict {
+                Verdict::Ack => self.tracker.settle(tag, verdict),
+                Verdict::Requeue => go_on = false,
+            }
+        }
+        if let Some(tag) = self.tracker.multiple() {
+            self.channel.basic_ack(tag, BasicAckOptions { multiple: true }).await?;
+        }
+        if !go_on {
+            self.ack_singles().await?;
+        }
+        Ok(go_on)
+    }
+
+    async fn ack_singles(&mut self) -> Result<(), LinkError> {
+        for tag in self.tracker.single() {
+            self.channel.basic_ack(tag, BasicAckOptions { multiple: false }).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,202 @@
+//! A user with a WebSocket that keeps the rules; whatever it waits for has a deadline.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde_json::{json, Value};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_tungstenite::{client_async, WebSocketStream};
+use tungstenite::client::IntoClientRequest as _;
+use tungstenite::http::{HeaderName, HeaderValue};
+use tungstenite::Message;
+
+use super::nodes::PATIENCE;
+
+/// For a connection that ended without a close frame (RFC 6455 section 7.4.1).
+pub const CUT: u16 = 1006;
+
+enum Heard {
+    Frame(Value),
+    Closed(u16),
+}
+
+/// How a session ended.
+#[derive(Debug, PartialEq, Eq)]
+pub struct End {
+    pub code: u16,
+    /// The frame that was sent before.
+    pub disconnect: Option<Value>,
+}
+
+pub struct User {
+    stream: WebSocketStream<TcpStream>,
+    /// Frames that came while another kind was waited for.
+    kept: VecDeque<Value>,
+    requests: u64,
+    pub welcome: Value,
+}
+
+impl User {
+    /// In insecure mode; returns when the session is welcome.
+    pub async fn connect(addr: SocketAddr, name: &str) -> Self {
+        Self::open(addr, &format!("/ws?user={name}"), &[]).await.welcomed().await
+    }
+
+    pub async fn with_token(addr: SocketAddr, token: &str) -> Self {
+        Self::open(addr, "/ws", &[("authorization", &format!("Bearer {token}"))]).await.welcomed().await
+    }
+
+    /// Shakes hands and no more.
+    pub async fn open(addr: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Self {
+        let mut request = format!("ws://{addr}{path}").into_client_request().unwrap();
+        for (name, value) in headers {
+            let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+            request.headers_mut().insert(name, HeaderValue::from_str(value).unwrap());
+        }
+        let connecting = async {
+            let stream = TcpStream::connect(addr).await.unwrap();
+            stream.set_nodelay(true).unwrap();
+            client_async(request, stream).await.unwrap().0
+        };
+        let stream = timeout(PATIENCE, connecting).await.expect("a handshake in time");
+        Self { stream, kept: VecDeque::new(), requests: 0, welcome: Value::Null }
+    }
+
+    pub async fn welcomed(mut self) -> Self {
+        self.welcome = self.next("welcome").await;
+        self
+    }
+
+    pub fn session(&self) -> &str {
+        self.welcome["session"].as_str().expect("a session that is welcome")
+    }
+
+    // ---- saying ----
+
+    pub async fn say(&mut self, frame: Message) {
+        timeout(PATIENCE, self.stream.send(frame)).await.expect("a node that reads").unwrap();
+    }
+
+    pub async fn say_text(&mut self, text: &str) {
+        self.say(Message::text(text)).await;
+    }
+
+    /// Queues a request without waiting for its reply; returns its id.
+    pub async fn request(&mut self, mut request: Value) -> u64 {
+        self.requests += 1;
+        request["id"] = self.requests.into();
+        self.say_text(&request.to_string()).await;
+        self.requests
+    }
+
+    /// Sends a request and returns its reply.
+    pub async fn ask(&mut self, request: Value) -> Value {
+        let id = self.request(request).await;
+        self.reply_to(id).await
+    }
+
+    pub async fn reply_to(&mut self, id: u64) -> Value {
+        let reply = self.next("reply").await;
+        assert_eq!(reply["id"], id, "{reply}");
+        reply
+    }
+
+    /// Publishes and returns the reply.
+    pub async fn publish(&mut self, to: &str, payload: impl Into<Value>) -> Value {
+        self.ask(json!({"type": "publish", "to": to, "payload": payload.into()})).await
+    }
+
+    // ---- hearing ----
+
+    async fn hear(&mut self) -> Heard {
+        loop {
+            let next = timeout(PATIENCE, self.stream.next()).await.expect("something in time");
+            match next {
+                Some(Ok(Message::Text(text))) => {
+                    return Heard::Frame(serde_json::from_str(&text).unwrap());
+                }
+                Some(Ok(Message::Close(frame))) => {
+                    // Lets the answer to the close frame leave.
+                    let _ = timeout(PATIENCE, self.stream.next()).await;
+                    return Heard::Closed(frame.map_or(1005, |frame| frame.code.into()));
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Heard::Closed(CUT),
+            }
+        }
+    }
+
+    /// The next frame of this type; others are kept for whoever asks for them.
+    pub async fn next(&mut self, kind: &str) -> Value {
+        if let Some(at) = self.kept.iter().position(|frame| frame["type"] == kind) {
+            return self.kept.remove(at).unwrap();
+        }
+        loop {
+            match self.hear().await {
+                Heard::Frame(frame) if frame["type"] == kind => return frame,
+                Heard::Frame(frame) => self.kept.push_back(frame),
+                Heard::Closed(code) => panic!("closed with {code} before a {kind}; kept {:?}", self.kept),
+            }
+        }
+    }
+
+    pub async fn message(&mut self) -> Value {
+        self.next("message").await
+    }
+
+    /// The payloads of the next messages.
+    pub async fn payloads(&mut self, count: usize) -> Vec<Value> {
+        let mut payloads = Vec::with_capacity(count);
+        for _ in 0..count {
+            payloads.push(self.message().await["payload"].take());
+        }
+        payloads
+    }
+
+    /// Reads to the end of the session. Frames on the way are kept.
+    pub async fn end(&mut self) -> End {
+        loop {
+            match self.hear().await {
+                Heard::Frame(frame) => self.kept.push_back(frame),
+                Heard::Closed(code) => {
+                    let at = self.kept.iter().position(|frame| frame["type"] == "disconnect");
+                    return End { code, disconnect: at.and_then(|at| self.kept.remove(at)) };
+                }
+            }
+        }
+    }
+
+    /// The next reply, or how the session ended before it came.
+    pub async fn reply_or_end(&mut self) -> Result<Value, End> {
+        loop {
+            match self.hear().await {
+                Heard::Frame(frame) if frame["type"] == "reply" => return Ok(frame),
+                Heard::Frame(frame) => self.kept.push_back(frame),
+                Heard::Closed(code) => return Err(End { code, disconnect: None }),
+            }
+        }
+    }
+
+    /// Checks that the session ends with this code, and that the `disconnect` frame said the same before.
+    pub async fn expect_close(&mut self, code: u16) -> Value {
+        let end = self.end().await;
+        assert_eq!(end.code, code, "{end:?}");
+        let disconnect = end.disconnect.expect("a disconnect frame before the close frame");
+        assert_eq!(disconnect["code"], code, "{disconnect}");
+        disconnect
+    }
+
+    /// What else came, of this type.
+    pub fn kept(&self, kind: &str) -> Vec<&Value> {
+        self.kept.iter().filter(|frame| frame["type"] == kind).collect()
+    }
+
+    /// Says goodbye and waits for the answer.
+    pub async fn leave(mut self) {
+        self.stream.close(None).await.unwrap();
+        while let Some(Ok(_)) = timeout(PATIENCE, self.stream.next()).await.expect("a goodbye in time") {}
+    }
+}
