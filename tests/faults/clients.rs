@@ -168,6 +168,8 @@ async fn converse(
             }
             _ = tokio::time::sleep_until(heard + SILENCE_MAX) => {
                 site.recorder.closed(1);
+                let port = socket.get_ref().peer_addr().map_or(0, |peer| peer.port());
+                site.recorder.act(format!("device {} hears nothing on port {port}", device.index));
                 return Duration::ZERO;
             }
         }

@@ -19,7 +19,6 @@ fn kinds() -> Vec<(&'static str, BasicProperties, Vec<u8>)> {
     vec![
         ("nobody", plain(), b"{}".to_vec()),
         ("user.", plain(), b"{}".to_vec()),
-        ("user.u1", plain().with_expiration("soon".into()), b"{}".to_vec()),
         ("user.u1", plain().with_message_id("not an id".into()), b"{}".to_vec()),
         ("user.u1", plain().with_type("a\nb".into()), b"{}".to_vec()),
         ("user.u1", plain().with_app_id("a\u{7}b".into()), b"{}".to_vec()),
