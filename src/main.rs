@@ -70,7 +70,30 @@ fn serve(config: Config) -> ExitCode {
     }
 }
 
+/// The promises that this build breaks on purpose: see Cargo.toml.
+const SABOTAGED: [(&str, bool); 3] = [
+    ("sabotage-ack-early", cfg!(feature = "sabotage-ack-early")),
+    ("sabotage-no-dedup", cfg!(feature = "sabotage-no-dedup")),
+    ("sabotage-no-reroute", cfg!(feature = "sabotage-no-reroute")),
+];
+
+/// `false`: this build is broken on purpose and must not serve anybody but the fault suite.
+fn may_serve(config: &Config) -> bool {
+    let mut sound = true;
+    for (feature, _) in SABOTAGED.iter().filter(|(_, broken)| *broken) {
+        sound = false;
+        tracing::error!(
+            feature,
+            "THIS BUILD IS BROKEN ON PURPOSE AND LOSES OR REPEATS MESSAGES: for the fault suite alone"
+        );
+    }
+    sound || config.listen.ip().is_loopback()
+}
+
 async fn run(config: Config) -> ExitCode {
+    if !may_serve(&config) {
+        return fail(CANNOT_START, &"a sabotaged build listens on loopback only");
+    }
     let (Ok(mut term), Ok(mut interrupt)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {

@@ -161,6 +161,12 @@ impl AckToken {
         self.settle(Verdict::Ack);
     }
 
+    #[cfg(feature = "sabotage-ack-early")]
+    pub fn ack_early(mut self) -> Self {
+        self.settle(Verdict::Ack);
+        self
+    }
+
     fn settle(&mut self, verdict: Verdict) {
         if let Some(verdicts) = self.verdicts.take() {
             // See the field: no room is impossible, closed is harmless.

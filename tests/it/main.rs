@@ -6,6 +6,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../faults/checker.rs"]
+#[allow(dead_code)] // The fault suite uses the rest.
+mod checker;
+#[path = "../faults/record.rs"]
+#[allow(dead_code)] // The fault suite uses the rest.
+mod record;
+
 mod broker_away;
 mod churn;
 mod credentials;

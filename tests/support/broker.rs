@@ -1,5 +1,6 @@
 //! The broker of the tests: a fresh vhost for each test, or a private broker for tests that disturb it.
 
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -156,12 +157,38 @@ impl PrivateBroker {
         broker
     }
 
+    /// A broker that can be joined with others which were started with the same port of epmd.
+    pub async fn start_beside(epmd: u16) -> Self {
+        let ports = [free_port(), free_port(), free_port(), epmd];
+        let dir = std::env::temp_dir().join(format!("warren-broker-{}-{}", std::process::id(), ports[0]));
+        std::fs::create_dir(&dir).unwrap();
+        let cookie = dir.join(".erlang.cookie");
+        std::fs::write(&cookie, format!("warren{epmd}")).unwrap();
+        std::fs::set_permissions(&cookie, std::fs::Permissions::from_mode(0o400)).unwrap();
+        let mut broker = Self { dir, ports, process: None };
+        broker.start_again().await;
+        broker
+    }
+
     pub fn port(&self) -> u16 {
         self.ports[0]
     }
 
     pub fn url(&self) -> String {
         format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port())
+    }
+
+    /// What the broker is called among brokers.
+    pub fn node_name(&self) -> String {
+        format!("warren-{}@localhost", self.port())
+    }
+
+    pub fn management_port(&self) -> u16 {
+        self.ports[1]
+    }
+
+    pub fn management(&self) -> Management {
+        Management::new(&format!("http://guest:guest@127.0.0.1:{}", self.ports[1]))
     }
 
     fn command(&self) -> Command {
@@ -189,6 +216,13 @@ impl PrivateBroker {
             let group = format!("-{}", process.id());
             let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
             let _ = process.wait();
+            // The leader is gone, the others of its group follow: until then the port is taken.
+            let end = std::time::Instant::now() + Duration::from_secs(10);
+            while std::net::TcpStream::connect(("127.0.0.1", self.port())).is_ok()
+                && std::time::Instant::now() < end
+            {
+                std::thread::yield_now();
+            }
         }
     }
 
@@ -214,6 +248,6 @@ impl Drop for PrivateBroker {
     }
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

@@ -1,6 +1,7 @@
 //! A TCP relay between a bus and its broker that can be cut, paused, half-opened or made to refuse.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -14,6 +15,8 @@ pub enum Mode {
     Refuse,
     /// Nothing moves in either direction, on any connection.
     Pause,
+    /// What is read at once moves on so much later, and what follows waits for it.
+    Slow(Duration),
 }
 
 pub struct Relay {
@@ -115,6 +118,10 @@ async fn copy(
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
         if mode.wait_for(|mode| *mode != Mode::Pause).await.is_err() {
             return;
+        }
+        let mode_now = *mode.borrow();
+        if let Mode::Slow(late) = mode_now {
+            tokio::time::sleep(late).await;
         }
         if to.write_all(&buffer[..count]).await.is_err() {
             return;

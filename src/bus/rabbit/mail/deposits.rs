@@ -18,6 +18,7 @@ use super::admin::Admin;
 use crate::bus::answer::Answer;
 use crate::bus::{Destination, Lane, Outcome, Properties, Publish, DEPOSIT_DEADLINE};
 use crate::ids::UserId;
+use crate::protocol::server;
 
 /// Deposits of one user that wait for those before them; more are [`Outcome::Overloaded`].
 const LINE_MAX: usize = 1024;
@@ -139,12 +140,16 @@ impl Store {
                 false
             };
             batch = Vec::new();
-            for (deposit, confirmed) in sent {
+            for (mut deposit, confirmed) in sent {
                 if confirmed && alive {
                     deposit.answer.give(Outcome::Confirmed);
-                } else {
-                    batch.push(deposit);
+                    continue;
                 }
+                if confirmed {
+                    // Lost with the queue, or handed out before the emptied queue was removed: nobody knows.
+                    deposit.body = server::mark_redelivered(&deposit.body);
+                }
+                batch.push(deposit);
             }
             if batch.is_empty() {
                 return true;

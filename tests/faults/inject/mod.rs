@@ -1,0 +1,9 @@
+//! The faults: each is done to a running world once, and healed.
+
+pub mod broker;
+pub mod calm;
+pub mod cluster;
+pub mod link;
+pub mod nodes;
+pub mod people;
+pub mod poison;

@@ -1,0 +1,99 @@
+//! Faults of gateway nodes: killed, stopped, told to end.
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::FutureExt;
+use tokio::time::sleep;
+
+use crate::world::World;
+
+/// Above the drain time that the nodes are given.
+const DRAIN_MAX: Duration = Duration::from_secs(15);
+
+async fn bring_back(world: &mut World, node: usize) {
+    world.nodes[node].start_again();
+    world.nodes[node].ready().await;
+    world.recorder.act(format!("node{node} is back"));
+}
+
+async fn kill(world: &mut World, node: usize) {
+    world.nodes[node].kill();
+    world.recorder.heal(format!("kill -9 node{node}"));
+    world.recovered().await;
+    bring_back(world, node).await;
+}
+
+/// The node that consumes ingress, killed while messages wait for the receipts of a node that does not answer.
+pub fn kill_origin(world: &mut World) -> BoxFuture<'_, ()> {
+    async move {
+        let holder = world.stage.ingress_holder(&world.prefix).await.unwrap_or_else(|| "node0".into());
+        let origin = world.nodes.iter().position(|node| node.name == holder).unwrap_or(0);
+        let target = (origin + 1) % world.nodes.len();
+        world.nodes[target].signal("STOP");
+        world.recorder.act(format!("SIGSTOP node{target}"));
+        sleep(Duration::from_millis(world.chance.pick(300..800))).await;
+        world.nodes[origin].kill();
+        world.recorder.act(format!("kill -9 node{origin}, which consumes ingress"));
+        world.nodes[target].signal("CONT");
+        world.recorder.heal(format!("SIGCONT node{target}"));
+        world.recovered().await;
+        bring_back(world, origin).await;
+    }
+    .boxed()
+}
+
+pub fn kill_target(world: &mut World) -> BoxFuture<'_, ()> {
+    async move { kill(world, 1).await }.boxed()
+}
+
+pub fn kill_bystander(world: &mut World) -> BoxFuture<'_, ()> {
+    async move { kill(world, 2).await }.boxed()
+}
+
+async fn stop(world: &mut World, time: Duration) {
+    let node = world.chance.pick(0..3) as usize;
+    world.nodes[node].signal("STOP");
+    world.recorder.act(format!("SIGSTOP node{node}"));
+    sleep(time).await;
+    world.nodes[node].signal("CONT");
+    world.recorder.heal(format!("SIGCONT node{node} after {time:?}"));
+    world.recovered().await;
+}
+
+pub fn stop_short(world: &mut World) -> BoxFuture<'_, ()> {
+    async move { stop(world, Duration::from_secs(5)).await }.boxed()
+}
+
+pub fn stop_long(world: &mut World) -> BoxFuture<'_, ()> {
+    async move { stop(world, Duration::from_secs(45)).await }.boxed()
+}
+
+async fn end(world: &mut World, node: usize) {
+    world.nodes[node].signal("TERM");
+    world.recorder.act(format!("SIGTERM node{node}"));
+    let status = world.nodes[node].ended(DRAIN_MAX).await;
+    assert!(status.success(), "node{node} ended with {status}");
+    world.recorder.heal(format!("node{node} has ended"));
+}
+
+pub fn terminate(world: &mut World) -> BoxFuture<'_, ()> {
+    async move {
+        let node = world.chance.pick(0..3) as usize;
+        end(world, node).await;
+        world.recovered().await;
+        bring_back(world, node).await;
+    }
+    .boxed()
+}
+
+pub fn roll(world: &mut World) -> BoxFuture<'_, ()> {
+    async move {
+        for node in 0..world.nodes.len() {
+            end(world, node).await;
+            bring_back(world, node).await;
+        }
+        world.recovered().await;
+    }
+    .boxed()
+}

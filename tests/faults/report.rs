@@ -1,0 +1,114 @@
+//! What a person reads: a line for each scenario, a timeline when one fails, and the table for the README.
+
+use std::fmt::Write;
+
+use crate::checker::Verdict;
+use crate::nodes::NodeProcess;
+use crate::record::History;
+
+const LOG_LINES: usize = 25;
+
+/// One row of the table; runs with several seeds are summed.
+#[derive(Default, Clone)]
+pub struct Row {
+    pub name: &'static str,
+    pub about: &'static str,
+    pub runs: usize,
+    pub sent: usize,
+    pub lost: usize,
+    pub duplicated: usize,
+    pub unexpected: usize,
+    pub untrue: usize,
+    pub repeated: usize,
+    /// The worst of the runs.
+    pub recovery_ms: Option<u64>,
+}
+
+impl Row {
+    pub fn add(&mut self, verdict: &Verdict) {
+        self.runs += 1;
+        self.sent += verdict.sent;
+        self.lost += verdict.lost;
+        self.duplicated += verdict.duplicated;
+        self.unexpected += verdict.unexpected;
+        self.untrue += verdict.untrue;
+        self.repeated += verdict.repeated;
+        self.recovery_ms = self.recovery_ms.max(verdict.recovery(99));
+    }
+}
+
+fn seconds(ms: Option<u64>) -> String {
+    ms.map_or("–".into(), |ms| format!("{:.1} s", ms as f64 / 1000.0))
+}
+
+pub fn line(verdict: &Verdict) -> String {
+    format!(
+        "{} sent, {} lost, {} duplicated, {} unexpected, {} untrue, {} reordered, {} repeated, recovery {}",
+        verdict.sent,
+        verdict.lost,
+        verdict.duplicated,
+        verdict.unexpected,
+        verdict.untrue,
+        verdict.reordered,
+        verdict.repeated,
+        seconds(verdict.recovery(99)),
+    )
+}
+
+pub fn table(rows: &[Row], seeds: &[u64]) -> String {
+    let mut out = String::from(
+        "| fault | what is done | messages | lost | visible duplicates | unexpected | senders told wrong | recovery p99 |\n\
+         |---|---|---:|---:|---:|---:|---:|---:|\n",
+    );
+    for row in rows {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {} | {} | {} | {} | {} |",
+            row.name,
+            row.about,
+            row.sent,
+            row.lost,
+            row.duplicated,
+            row.unexpected,
+            row.untrue,
+            seconds(row.recovery_ms)
+        );
+    }
+    let seeds: Vec<_> = seeds.iter().map(u64::to_string).collect();
+    let _ = writeln!(out, "\nSeeds {}; made by `./test faults --table`.", seeds.join(", "));
+    out
+}
+
+/// What happened in which order: what was done, the first offences with their messages' lives, and the nodes' logs.
+pub fn timeline(history: &History, verdict: &Verdict, nodes: &[NodeProcess]) -> Vec<String> {
+    let mut events: Vec<(u64, String)> = vec![];
+    for action in &history.actions {
+        events.push((action.at_us, format!("** {}", action.what)));
+    }
+    let mut shown = std::collections::HashSet::new();
+    for offence in &verdict.offences {
+        let Some(key) = offence.key.filter(|key| shown.insert(*key)) else { continue };
+        if let Some(sent) = history.sent.get(&key) {
+            events.push((sent.at_us, format!("{} sent to user {}", key.id(), sent.user)));
+            if sent.told_us > 0 {
+                let told = format!("{} told {:?} after {} attempts", key.id(), sent.told, sent.attempts);
+                events.push((sent.told_us, told));
+            }
+        }
+        for receipt in history.receipts.iter().filter(|receipt| receipt.key == Some(key)) {
+            let flag = if receipt.redelivered { ", redelivered" } else { "" };
+            let at = format!("device {} session {}{flag}", receipt.device, receipt.session);
+            events.push((receipt.at_us, format!("{} seen by {at}", key.id())));
+        }
+    }
+    events.sort();
+    let mut lines: Vec<String> =
+        verdict.offences.iter().map(|one| format!("{} {:?}: {}", one.kind, one.key, one.what)).collect();
+    lines.extend(events.into_iter().map(|(at, what)| format!("{:9.3} {what}", at as f64 / 1e6)));
+    for node in nodes {
+        lines.push(format!("-- the end of the log of {}", node.name));
+        lines.extend(node.log_tail(LOG_LINES));
+    }
+    lines
+}

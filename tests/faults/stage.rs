@@ -1,0 +1,133 @@
+//! The brokers of a group of scenarios, and what is asked of them by hand: rabbitmqctl and the management API.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::broker::{free_port, PrivateBroker};
+use crate::eventually::eventually;
+
+/// What a scenario plays on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    OneBroker,
+    /// Joined; ingress is a quorum queue on all of them.
+    ThreeBrokers,
+}
+
+pub struct Stage {
+    pub kind: Kind,
+    pub brokers: Vec<PrivateBroker>,
+    /// A name service that no broker's death takes away.
+    _epmd: Option<Epmd>,
+}
+
+struct Epmd(Child);
+
+impl Drop for Epmd {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Epmd {
+    async fn start(port: u16) -> Self {
+        let mut command = Command::new("epmd");
+        command.args(["-port", &port.to_string(), "-address", "127.0.0.1"]);
+        let child = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("epmd");
+        eventually("epmd listens", Duration::from_secs(10), || async move {
+            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()
+        })
+        .await;
+        Self(child)
+    }
+}
+
+impl Stage {
+    pub async fn set(kind: Kind) -> Self {
+        let stage = match kind {
+            Kind::OneBroker => Self { kind, brokers: vec![PrivateBroker::start().await], _epmd: None },
+            Kind::ThreeBrokers => Self::three().await,
+        };
+        stage.managed().await;
+        stage
+    }
+
+    async fn three() -> Self {
+        let port = free_port();
+        let epmd = Epmd::start(port).await;
+        let mut brokers = vec![];
+        for _ in 0..3 {
+            brokers.push(PrivateBroker::start_beside(port).await);
+        }
+        let first = brokers[0].node_name();
+        for broker in &brokers[1..] {
+            broker.ctl(&["stop_app"]).await;
+            broker.ctl(&["reset"]).await;
+            broker.ctl(&["join_cluster", &first]).await;
+            broker.ctl(&["start_app"]).await;
+        }
+        Self { kind: Kind::ThreeBrokers, brokers, _epmd: Some(epmd) }
+    }
+
+    /// Returns when the management API answers.
+    pub async fn managed(&self) {
+        let broker = &self.brokers[0];
+        let port = broker.management_port();
+        eventually("the management API listens", Duration::from_secs(60), || async move {
+            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()
+        })
+        .await;
+    }
+
+    /// The addresses of all brokers, the `first` one of them in front.
+    pub fn urls(&self, first: usize) -> Vec<String> {
+        let count = self.brokers.len();
+        (0..count).map(|index| self.brokers[(first + index) % count].url()).collect()
+    }
+
+    /// Names and depths of the queues whose name begins with `prefix`.
+    pub async fn queues(&self, prefix: &str) -> Vec<(String, u64)> {
+        let all = self.brokers[0].management().get("queues/%2f").await;
+        let queue = |queue: &Value| {
+            let name = queue["name"].as_str()?.to_owned();
+            name.starts_with(prefix).then(|| (name, queue["messages"].as_u64().unwrap_or(0)))
+        };
+        all.as_array().into_iter().flatten().filter_map(queue).collect()
+    }
+
+    /// Asks until the broker knows which node consumes ingress: the statistics lag a second behind.
+    pub async fn ingress_holder(&self, prefix: &str) -> Option<String> {
+        let management = self.brokers[0].management();
+        for _ in 0..50 {
+            if let Some(name) = holder(&management.get("consumers/%2f").await, prefix) {
+                let path = format!("connections/{}", name.replace(' ', "%20").replace('>', "%3E"));
+                let connection = management.get(&path).await;
+                let named = connection["user_provided_name"].as_str().unwrap_or_default().to_owned();
+                if let Some(node) = named.split('/').nth(1) {
+                    return Some(node.to_owned());
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        None
+    }
+
+    /// Removes what a scenario has left behind.
+    pub async fn clear(&self, prefix: &str) {
+        let management = self.brokers[0].management();
+        for (queue, _) in self.queues(prefix).await {
+            management.delete(&format!("queues/%2f/{queue}")).await;
+        }
+    }
+}
+
+/// The connection that consumes the ingress queue.
+fn holder(consumers: &Value, prefix: &str) -> Option<String> {
+    let queue = format!("{prefix}.ingress");
+    let mut all = consumers.as_array()?.iter();
+    let active = all.find(|one| one["queue"]["name"] == queue.as_str() && one["active"] != false)?;
+    Some(active["channel_details"]["connection_name"].as_str()?.to_owned())
+}
