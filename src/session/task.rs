@@ -48,7 +48,7 @@ impl SessionTask {
                 return;
             }
             let mut scratch = self.worker.scratch.borrow_mut();
-            let read = self.session.socket.borrow().poll_read(cx, &mut scratch);
+            let read = self.session.socket.borrow_mut().poll_read(cx, &mut scratch);
             match read {
                 Poll::Pending => return,
                 Poll::Ready(Ok(0) | Err(_)) => return self.session.phase.set(Phase::Ended),
