@@ -13,6 +13,7 @@ use warren::node::Node;
 
 const WRONG_USE: u8 = 64;
 const CANNOT_START: u8 = 1;
+const BUS_THREADS_MAX: usize = 2;
 
 fn main() -> ExitCode {
     // Before any thread exists: see there.
@@ -57,8 +58,11 @@ fn serve(config: Config) -> ExitCode {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
     }
-    // Sockets live on the workers' threads; this one carries the bus and what is between them.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    // Sockets live on the workers' threads; these carry the bus and what is between them. One such thread keeps
+    // up with several workers, and a second one on a small machine only makes them wake each other.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if cores > BUS_THREADS_MAX * 2 { BUS_THREADS_MAX } else { 1 };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     match runtime {
         Ok(runtime) => runtime.block_on(run(config)),
         Err(error) => fail(CANNOT_START, &error),
