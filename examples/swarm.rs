@@ -50,7 +50,10 @@ enum Load {
     Fanout(fanout::Fanout),
     /// Messages from users of one node to users of another: latency at a fixed rate
     Direct(direct::Direct),
-    /// Reads whatever comes: the other end of the floor measurement
+    /// Writes to its own sockets: the floor
+    #[command(hide = true)]
+    Write(floor::Write),
+    /// Reads whatever comes: the other end of the floor
     #[command(hide = true)]
     Drain(floor::Drain),
 }
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
             Load::Storm(load) => load.run(&door(&load.at.url)?).await,
             Load::Fanout(load) => load.run(&door(&load.at.url)?).await,
             Load::Direct(load) => load.run(&door(&load.from)?, &door(&load.to)?).await,
+            Load::Write(load) => load.run().map_err(|error| error.to_string()),
             Load::Drain(load) => load.run().await.map_err(|error| error.to_string()),
         }
     });

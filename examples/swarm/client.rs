@@ -112,6 +112,9 @@ async fn greet(address: SocketAddr, index: usize, request: &[u8]) -> io::Result<
 }
 
 fn refused(answer: &[u8]) -> io::Error {
+    if answer.is_empty() {
+        return io::Error::other("closed without an answer");
+    }
     let line = answer.split(|byte| *byte == b'\r').next().unwrap_or_default();
     io::Error::other(format!("refused: {}", String::from_utf8_lossy(line)))
 }

@@ -1,5 +1,6 @@
 //! Messages for everyone who is connected.
 
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,15 +14,17 @@ use tokio::time::{sleep, timeout};
 
 use crate::client::{listen, Door};
 use crate::crowd::gather;
-use crate::floor;
+use crate::floor::Floor;
 use crate::idle::At;
 use crate::process::Process;
 
 /// How long all sockets together may take for what was sent at once.
 const PATIENCE: Duration = Duration::from_secs(30);
 const SETTLE: Duration = Duration::from_secs(1);
-/// Writes of one floor measurement: about half a second of processor time.
-const FLOOR_WRITES: usize = 100_000;
+/// Node and floor are measured by turns, so many times.
+const TURNS: usize = 5;
+/// Writes of the floor in a turn.
+const FLOOR_WRITES: usize = 20_000;
 
 #[derive(Debug, Args)]
 pub struct Fanout {
@@ -60,6 +63,19 @@ impl Arrived {
     }
 }
 
+/// What was measured, summed over all turns.
+#[derive(Default)]
+struct Sums {
+    reached: u64,
+    expected: u64,
+    took: Duration,
+    node_cpu: Duration,
+    /// Of one write, one frame in it.
+    floor: Duration,
+    /// Of one write, a burst in it.
+    burst_floor: Duration,
+}
+
 impl Fanout {
     pub async fn run(&self, door: &Door) -> Result<(), String> {
         let crowd = gather(door, "u", self.at.connections, self.at.at_once, self.at.node()).await?;
@@ -72,46 +88,81 @@ impl Fanout {
         }
         sleep(SETTLE).await;
         let poster = Poster::new(door, self);
-        poster.post(1).await?;
-        poster.wait(&arrived, sockets).await;
-        let cpu_before = self.at.node().map(Process::cpu);
-        let (mut reached, mut expected, began) = (0, 0, Instant::now());
-        while expected < self.messages * sockets {
-            let before = arrived.frames.load(Ordering::Relaxed);
-            arrived.awaited.store(before + (sockets * usize::from(self.burst)) as u64, Ordering::Relaxed);
-            poster.post(self.burst).await?;
-            poster.wait(&arrived, 0).await;
-            reached += arrived.frames.load(Ordering::Relaxed) - before;
-            expected += sockets * usize::from(self.burst);
+        self.send(&poster, &arrived, sockets, 1).await?;
+        let text_bytes = arrived.sample.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let frame_bytes = text_bytes + if text_bytes < 126 { 2 } else { 4 };
+        let mut floor = Floor::start(sockets, frame_bytes).map_err(|error| error.to_string())?;
+        let mut sums = Sums::default();
+        // By turns, so that what else the machine does meets both alike.
+        for _ in 0..TURNS {
+            self.measure_floor(&mut floor, sockets, &mut sums).map_err(|error| error.to_string())?;
+            self.measure_node(&poster, &arrived, sockets, &mut sums).await?;
         }
-        let took = began.elapsed();
-        println!(
-            "reach          {reached} of {expected} deliveries to {sockets} sockets in {:.2} s",
-            took.as_secs_f64()
-        );
-        let cpu = self.at.node().map(Process::cpu).zip(cpu_before).map(|(now, before)| now - before);
-        drop(listening);
-        let text = std::mem::take(&mut *arrived.sample.lock().unwrap_or_else(PoisonError::into_inner));
-        self.compare(cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / reached as f64), text.len(), sockets)
+        self.report(&sums, sockets, frame_bytes);
+        Ok(())
     }
 
-    /// Next to what the same bytes cost without a gateway.
-    fn compare(&self, node_us: Option<f64>, text_bytes: usize, sockets: usize) -> Result<(), String> {
-        let frame = vec![b'x'; text_bytes + if text_bytes < 126 { 2 } else { 4 }];
+    fn measure_floor(&self, floor: &mut Floor, sockets: usize, sums: &mut Sums) -> io::Result<()> {
         let rounds = (FLOOR_WRITES / sockets).max(2);
-        let measure =
-            |bytes: &[u8]| floor::measure(sockets, bytes, rounds).map_err(|error| error.to_string());
-        let floor_us = measure(&frame)?.as_secs_f64() * 1e6;
-        println!("floor          {floor_us:.2} us a write of {} bytes", frame.len());
+        sums.floor += floor.measure(1, rounds)?;
         if self.burst > 1 {
-            let burst = usize::from(self.burst);
-            let many_us = measure(&frame.repeat(burst))?.as_secs_f64() * 1e6 / burst as f64;
-            println!("floor, burst   {many_us:.2} us a frame, {burst} in a write");
-        }
-        if let Some(node_us) = node_us {
-            println!("node CPU       {node_us:.2} us a delivery = {:.2} x floor", node_us / floor_us);
+            sums.burst_floor += floor.measure(self.burst.into(), rounds)?;
         }
         Ok(())
+    }
+
+    async fn measure_node(
+        &self,
+        poster: &Poster,
+        arrived: &Arrived,
+        sockets: usize,
+        sums: &mut Sums,
+    ) -> Result<(), String> {
+        let (cpu_before, began) = (self.at.node().map(Process::cpu), Instant::now());
+        let requests = (self.messages / usize::from(self.burst)).div_ceil(TURNS).max(1);
+        for _ in 0..requests {
+            sums.reached += self.send(poster, arrived, sockets, self.burst).await?;
+            sums.expected += (sockets * usize::from(self.burst)) as u64;
+        }
+        sums.took += began.elapsed();
+        if let (Some(node), Some(before)) = (self.at.node(), cpu_before) {
+            sums.node_cpu += node.cpu().saturating_sub(before);
+        }
+        Ok(())
+    }
+
+    /// Sends so many messages at once; returns how many frames have arrived when all have, or too late.
+    async fn send(
+        &self,
+        poster: &Poster,
+        arrived: &Arrived,
+        sockets: usize,
+        count: u16,
+    ) -> Result<u64, String> {
+        let before = arrived.frames.load(Ordering::Relaxed);
+        arrived.awaited.store(before + (sockets * usize::from(count)) as u64, Ordering::Relaxed);
+        poster.post(count).await?;
+        if timeout(PATIENCE, arrived.all.notified()).await.is_err() {
+            eprintln!("not everybody got everything within {PATIENCE:?}");
+        }
+        Ok(arrived.frames.load(Ordering::Relaxed) - before)
+    }
+
+    fn report(&self, sums: &Sums, sockets: usize, frame_bytes: usize) {
+        let us = |sum: Duration, count: f64| sum.as_secs_f64() * 1e6 / count;
+        let turns = TURNS as f64;
+        let (Sums { reached, expected, .. }, seconds) = (sums, sums.took.as_secs_f64());
+        println!("reach          {reached} of {expected} deliveries to {sockets} sockets in {seconds:.2} s");
+        let floor_us = us(sums.floor, turns);
+        println!("floor          {floor_us:.2} us a write of {frame_bytes} bytes");
+        if self.burst > 1 {
+            let (burst, many_us) = (self.burst, us(sums.burst_floor, turns * f64::from(self.burst)));
+            println!("floor, burst   {many_us:.2} us a frame, {burst} in a write");
+        }
+        if !sums.node_cpu.is_zero() {
+            let node_us = us(sums.node_cpu, *reached as f64);
+            println!("node CPU       {node_us:.2} us a delivery = {:.2} x floor", node_us / floor_us);
+        }
     }
 }
 
@@ -139,23 +190,6 @@ impl Poster {
         match answer.status().is_success() {
             true => Ok(()),
             false => Err(format!("{}: {}", answer.status(), answer.text().await.unwrap_or_default())),
-        }
-    }
-
-    /// Waits for what is awaited, or for the first message to have reached so many sockets.
-    async fn wait(&self, arrived: &Arrived, first: usize) {
-        let reached = async {
-            match first {
-                0 => arrived.all.notified().await,
-                _ => {
-                    while arrived.frames.load(Ordering::Relaxed) < first as u64 {
-                        sleep(Duration::from_millis(1)).await;
-                    }
-                }
-            }
-        };
-        if timeout(PATIENCE, reached).await.is_err() {
-            eprintln!("not everybody got everything within {PATIENCE:?}");
         }
     }
 }

@@ -86,9 +86,10 @@ where
 }
 
 /// Waits for the first byte. HTTP takes buffers of some 20 KiB as soon as it is asked to listen, and in a
-/// reconnect storm thousands of connections wait for their turn.
+/// reconnect storm thousands of connections wait for their turn. A look into the socket, not at its readiness:
+/// the runtime believes a new socket to be readable until it has tried.
 async fn speaks(stream: &TcpStream, patience: Duration) -> bool {
-    matches!(tokio::time::timeout(patience, stream.readable()).await, Ok(Ok(())))
+    matches!(tokio::time::timeout(patience, stream.peek(&mut [0])).await, Ok(Ok(1)))
 }
 
 async fn accept(listener: &TcpListener) -> TcpStream {

@@ -139,8 +139,7 @@ impl Session {
         let tally = match admit {
             None => Some(tally),
             Some(Admit::Send) => None,
-            Some(Admit::Wait) => return,
-            Some(Admit::Overflow) => return self.close(CloseCode::SlowConsumer, 0, now),
+            Some(Admit::Wait | Admit::Refuse) => return,
         };
         match gather {
             true => self.push(frame, tally, now),
