@@ -1,6 +1,6 @@
 //! The `warren` command: reads the configuration, runs a node until it is told to stop.
 //!
-//! Exit codes: 0 = stopped as asked, 1 = could not start, 64 = the configuration or the command line is wrong.
+//! Exit codes: 0 = stopped as asked, 1 = could not start or go on, 64 = the configuration or the command line is wrong.
 
 use std::process::ExitCode;
 
@@ -10,6 +10,7 @@ use tracing_subscriber::EnvFilter;
 use warren::bus::rabbit;
 use warren::cli::{config_text, Cli, Command};
 use warren::config::{raise_thread_stack, Config, LogFormat};
+use warren::lifecycle::Phase;
 use warren::node::Node;
 
 const WRONG_USE: u8 = 64;
@@ -105,7 +106,14 @@ async fn run(config: Config) -> ExitCode {
         Err(error) => return fail(CANNOT_START, &error),
     };
     greet(&node, standalone, insecure);
-    either(&mut term, &mut interrupt).await;
+    let lifecycle = node.lifecycle().clone();
+    tokio::select! {
+        () = either(&mut term, &mut interrupt) => {}
+        () = lifecycle.reached(Phase::Stopped) => {
+            tracing::error!("a worker thread has ended");
+            return ExitCode::from(CANNOT_START);
+        }
+    }
     tracing::info!("draining; a second signal hurries");
     node.drain(either(&mut term, &mut interrupt)).await;
     node.stop().await;

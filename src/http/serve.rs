@@ -65,12 +65,12 @@ where
         .keep_alive(true);
     let mut connections = JoinSet::new();
     loop {
-        // The semaphore is never closed.
-        let Ok(permit) = limits.connections.clone().acquire_owned().await else { return };
         let stream = tokio::select! {
             accepted = accept(&listener) => accepted,
             Some(_) = connections.join_next() => continue,
         };
+        // Not before there is a connection: idle listeners must not use up what they share. Never closed.
+        let Ok(permit) = limits.connections.clone().acquire_owned().await else { return };
         let (http, service, patience) = (http.clone(), service.clone(), limits.header_timeout);
         connections.spawn(async move {
             if speaks(&stream, patience).await {

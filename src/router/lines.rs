@@ -87,7 +87,7 @@ impl<T> Lines<T> {
     pub(super) fn next(&mut self, user: &UserId, connected: bool, attempts_max: u32) -> Option<T> {
         let line = self.lines.get_mut(user)?;
         let may_go = if connected { line.may_send(attempts_max) } else { line.may_store() };
-        let next = line.held.pop_front_if(|_| may_go);
+        let next = if may_go { line.held.pop_front() } else { None };
         match next {
             Some(_) => self.held -= 1,
             None => {

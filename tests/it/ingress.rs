@@ -96,7 +96,7 @@ async fn standard_properties_say_the_rest() {
     assert_eq!(message["from"], json!({"service": "shop"}));
     assert_eq!((&message["id"], &message["event"]), (&json!("order-1"), &json!("order.paid")));
     for settled in settlements(&cluster, "answers", 2).await {
-        assert_eq!(settled, json!({"message_id": "order-1", "outcome": "delivered", "sessions": 1}));
+        assert_eq!(settled, json!({"id": "order-1", "outcome": "delivered", "sessions": 1}));
     }
     let stale = Properties { expiration: Some("0".to_owned()), ..reply_to("answers") };
     backend.publish("user.alice", stale, b"1").await;
