@@ -89,32 +89,38 @@ async fn main() -> Result<(), AnyError> {
     println!("{count} mailboxes, {at_a_time} at a time, {} bytes each message", BODY.len());
     println!("| step | s | 1/s | broker MiB | KiB each |\n|---|---|---|---|---|");
     run.row("before", count, None).await?;
-    for (step, wanted) in [("make, deposit one", 1), ("deposit one more", 2)] {
-        let (started, bad) = (Instant::now(), AtomicUsize::new(0));
+    for step in ["make, deposit one", "deposit one more"] {
+        let (started, again) = (Instant::now(), AtomicUsize::new(0));
         let work = stream::iter(&users).for_each_concurrent(at_a_time, |user| {
-            let (bus, bad) = (&run.bus, &bad);
+            let (bus, again) = (&run.bus, &again);
             async move {
-                bad.fetch_add(usize::from(deposit(bus, user).await != Outcome::Confirmed), Ordering::Relaxed);
+                while deposit(bus, user).await != Outcome::Confirmed {
+                    again.fetch_add(1, Ordering::Relaxed);
+                }
             }
         });
         work.await;
         let took = started.elapsed();
-        if bad.load(Ordering::Relaxed) > 0 {
-            return Err(format!("{bad:?} deposits of round {wanted} failed").into());
-        }
-        run.row(step, count, Some(took)).await?;
+        run.row(&format!("{step} ({} tried again)", again.load(Ordering::Relaxed)), count, Some(took))
+            .await?;
     }
     let started = Instant::now();
     let letters = AtomicUsize::new(0);
     let work = stream::iter(&users).for_each_concurrent(at_a_time, |user| {
         let (bus, letters) = (&run.bus, &letters);
         async move {
-            letters.fetch_add(empty(bus, user).await.unwrap_or(0), Ordering::Relaxed);
+            loop {
+                if let Some(count) = empty(bus, user).await {
+                    letters.fetch_add(count, Ordering::Relaxed);
+                    return;
+                }
+            }
         }
     });
     work.await;
     let took = started.elapsed();
-    if letters.load(Ordering::Relaxed) != 2 * count {
+    // A deposit that was tried again may be there twice.
+    if letters.load(Ordering::Relaxed) < 2 * count {
         return Err(format!("{letters:?} messages instead of {}", 2 * count).into());
     }
     run.row("open, empty, remove", count, Some(took)).await?;

@@ -89,9 +89,14 @@ async fn a_lost_link_gives_the_mail_back() {
     relay.cut();
     while timeout(PATIENCE, mailbox.mail.recv()).await.expect("an end").is_some() {}
     assert_eq!(mailbox.ending(), Ending::Interrupted);
-    eventually("the broker has noticed", PATIENCE, || async { near.mailbox_depth(&user).await == Ok(99) })
-        .await;
-    assert_eq!(take_all(mail(&near, &user).await).await, (1..100).collect::<Vec<_>>());
+    eventually("the broker has noticed", PATIENCE, || async {
+        matches!(near.mailbox_depth(&user).await, Ok(99 | 100))
+    })
+    .await;
+    // The acknowledgement of the first may or may not have arrived.
+    let all = take_all(mail(&near, &user).await).await;
+    assert!(all[0] <= 1, "{all:?}");
+    assert_eq!(all, (all[0]..100).collect::<Vec<_>>());
     // The pooled connections come back as well; the other ones may notice the cut a little later.
     eventually("deposits go on", PATIENCE, || async {
         deposit(&far, &user, "7").await == Outcome::Confirmed

@@ -195,22 +195,18 @@ impl Store {
     }
 
     fn send(&self, queue: &str, deposit: &Deposit) -> oneshot::Receiver<Outcome> {
-        publish_to(&self.lane, queue, deposit.properties.clone(), deposit.body.clone())
+        let (tell, told) = oneshot::channel();
+        let publish = Publish {
+            to: Destination::Queue(queue.to_owned()),
+            properties: deposit.properties.clone(),
+            body: deposit.body.clone(),
+            order_key: 0,
+            lane: Lane::Bulk,
+        };
+        let done = Box::new(move |outcome| {
+            let _ = tell.send(outcome);
+        });
+        self.lane.offer(publish, Answer::new(done));
+        told
     }
-}
-
-/// Publishes to a queue by its name; what is never answered is [`Outcome::Unavailable`].
-pub fn publish_to(
-    lane: &LaneInbox,
-    queue: &str,
-    properties: Properties,
-    body: Bytes,
-) -> oneshot::Receiver<Outcome> {
-    let (tell, told) = oneshot::channel();
-    let done = Box::new(move |outcome| {
-        let _ = tell.send(outcome);
-    });
-    let to = Destination::Queue(queue.to_owned());
-    lane.offer(Publish { to, properties, body, order_key: 0, lane: Lane::Bulk }, Answer::new(done));
-    told
 }

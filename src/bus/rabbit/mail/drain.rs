@@ -18,7 +18,6 @@ use super::super::connection::LinkError;
 use super::super::consumer::delivered;
 use super::super::declare;
 use super::admin::{self, in_time, Admin};
-use super::probe::is_probe;
 use super::removal::Removal;
 use crate::bus::{Delivery, Ending, Mailbox, MailboxError, Verdict, Via};
 
@@ -200,9 +199,6 @@ impl HandOut<'_> {
     fn hand(&mut self, delivery: LapinDelivery) {
         let delivery = delivered(delivery, Via::Mailbox, &self.verdicts);
         self.unsettled += 1;
-        if is_probe(&delivery.properties) {
-            return delivery.ack.ack();
-        }
         // There is always room, see [`WINDOW`]; a reader that is gone is seen by its own.
         let _ = self.mail.try_send(delivery);
     }

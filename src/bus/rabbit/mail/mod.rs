@@ -26,7 +26,7 @@ use crate::bus::{Link, MailboxError, Opened, Outcome, Properties, Publishing};
 use crate::ids::UserId;
 use admin::Admin;
 use drain::DRAINS_MAX;
-use probe::Probed;
+use probe::{Probed, Recent};
 use removal::Removal;
 
 /// Everything about mailboxes that one bus has.
@@ -35,7 +35,7 @@ pub struct Mail {
     topology: Topology,
     link: watch::Receiver<Link>,
     admin: Arc<Admin>,
-    lane: LaneInbox,
+    recent: Arc<Recent>,
     deposits: deposits::Inbox,
     removal: Removal,
     drains: Arc<Semaphore>,
@@ -48,7 +48,7 @@ impl Mail {
         let topology = shared.topology.clone();
         let admin =
             Arc::new(Admin::new(&shared.urls, format!("{}/{}/admin", topology.prefix(), shared.node)));
-        let (deposits, depositing) = deposits::start(topology.clone(), admin.clone(), lane.clone());
+        let (deposits, depositing) = deposits::start(topology.clone(), admin.clone(), lane);
         let (removal, removing) = removal::start(admin.clone());
         {
             let mut tasks = tasks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -56,7 +56,8 @@ impl Mail {
             tasks.spawn(removing);
         }
         let drains = Arc::new(Semaphore::new(DRAINS_MAX));
-        Self { topology, link: shared.link.subscribe(), admin, lane, deposits, removal, drains, tasks }
+        let recent = Arc::default();
+        Self { topology, link: shared.link.subscribe(), admin, recent, deposits, removal, drains, tasks }
     }
 
     pub fn deposit(&self, user: &UserId, properties: Properties, body: Bytes, answer: Answer) {
@@ -75,7 +76,7 @@ impl Mail {
     pub async fn open(self, user: UserId) -> Result<Opened, MailboxError> {
         self.linked()?;
         let queue = self.topology.mailbox_name(&user);
-        match self.probe(&queue).await? {
+        match probe::probe(&self.admin, &self.removal, &self.recent, &queue).await? {
             Probed::Missing => return Ok(Opened::Empty),
             Probed::Empty => {
                 // Left behind by a node that ended before it removed it, or about to be removed.
@@ -83,7 +84,7 @@ impl Mail {
                 return Ok(Opened::Empty);
             }
             Probed::Consumed => return Ok(Opened::Busy),
-            Probed::Mail => {}
+            Probed::InUse => {}
         }
         let permit = drain::permit(&self.drains).await?;
         let started = drain::open(&self.admin, queue).await?;
@@ -93,6 +94,8 @@ impl Mail {
             drain::Started::Mail(drain, mailbox) => (drain, mailbox),
         };
         let removal = self.removal.clone();
+        // The bus may have been closed meanwhile, and with it the tasks.
+        self.linked()?;
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
         tasks.spawn(async move {
@@ -100,11 +103,6 @@ impl Mail {
             drop(permit);
         });
         Ok(Opened::Mail(mailbox))
-    }
-
-    async fn probe(&self, queue: &str) -> Result<Probed, MailboxError> {
-        let blocked = self.link.borrow().publishing != Publishing::Ready;
-        probe::probe((!blocked).then_some(&self.lane), &self.admin, queue).await
     }
 
     /// Lets go of the connections.
