@@ -1,6 +1,6 @@
 //! The `warren` command: reads the configuration, runs a node until it is told to stop.
 //!
-//! Exit codes: 0 = stopped as asked, 1 = could not start, 64 = the configuration or the command line is wrong.
+//! Exit codes: 0 = stopped as asked, 1 = could not start or go on, 64 = the configuration or the command line is wrong.
 
 use std::process::ExitCode;
 
@@ -10,10 +10,12 @@ use tracing_subscriber::EnvFilter;
 use warren::bus::rabbit;
 use warren::cli::{config_text, Cli, Command};
 use warren::config::{raise_thread_stack, Config, LogFormat};
+use warren::lifecycle::Phase;
 use warren::node::Node;
 
 const WRONG_USE: u8 = 64;
 const CANNOT_START: u8 = 1;
+const BUS_THREADS_MAX: usize = 2;
 
 fn main() -> ExitCode {
     // Before any thread exists: see there.
@@ -58,8 +60,11 @@ fn serve(config: Config) -> ExitCode {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
     }
-    // Sockets live on the workers' threads; this one carries the bus and what is between them.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    // Sockets live on the workers' threads; these carry the bus and what is between them. One such thread keeps
+    // up with several workers, and a second one on a small machine only makes them wake each other.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if cores > BUS_THREADS_MAX * 2 { BUS_THREADS_MAX } else { 1 };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     match runtime {
         Ok(runtime) => runtime.block_on(run(config)),
         Err(error) => fail(CANNOT_START, &error),
@@ -101,7 +106,14 @@ async fn run(config: Config) -> ExitCode {
         Err(error) => return fail(CANNOT_START, &error),
     };
     greet(&node, standalone, insecure);
-    either(&mut term, &mut interrupt).await;
+    let lifecycle = node.lifecycle().clone();
+    tokio::select! {
+        () = either(&mut term, &mut interrupt) => {}
+        () = lifecycle.reached(Phase::Stopped) => {
+            tracing::error!("a worker thread has ended");
+            return ExitCode::from(CANNOT_START);
+        }
+    }
     tracing::info!("draining; a second signal hurries");
     node.drain(either(&mut term, &mut interrupt)).await;
     node.stop().await;

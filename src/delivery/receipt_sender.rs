@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::bus::Bus;
 use crate::delivery::envelope::{receipts_publish, Origin, Receipts, Tag};
@@ -13,8 +14,8 @@ use crate::ids::NodeId;
 
 /// Most receipts in one message.
 const BATCH_MAX: usize = 256;
-/// How long the first receipt of a batch waits for company.
-const BATCH_DELAY: Duration = Duration::from_millis(1);
+/// Between two batches. A receipt that comes after a longer silence goes at once.
+const BATCH_EVERY: Duration = Duration::from_millis(1);
 /// Receipts waiting for the sender. Overflow policy: the newest is dropped; its origin asks again when its
 /// deadline runs out, and the ids this node has seen keep the repeat from being shown.
 const QUEUE_MAX: usize = 65_536;
@@ -41,15 +42,18 @@ impl ReceiptSender {
 
 async fn run(node: NodeId, bus: Arc<dyn Bus>, mut queue: mpsc::Receiver<(Origin, u32)>) {
     let mut batch: Vec<(Origin, u32)> = Vec::with_capacity(BATCH_MAX);
-    while let Some(first) = queue.recv().await {
-        batch.push(first);
-        tokio::time::sleep(BATCH_DELAY).await;
-        while batch.len() < BATCH_MAX {
-            match queue.try_recv() {
-                Ok(receipt) => batch.push(receipt),
-                Err(_) => break,
+    let mut next = Instant::now();
+    while queue.recv_many(&mut batch, BATCH_MAX).await > 0 {
+        if batch.len() < BATCH_MAX && Instant::now() < next {
+            tokio::time::sleep_until(next).await;
+            while batch.len() < BATCH_MAX {
+                match queue.try_recv() {
+                    Ok(receipt) => batch.push(receipt),
+                    Err(_) => break,
+                }
             }
         }
+        next = Instant::now() + BATCH_EVERY;
         for (to, receipts) in by_origin(&mut batch) {
             // A lost batch is as harmless as a full queue.
             bus.publish(receipts_publish(to, &Receipts { from: node.clone(), receipts }), Box::new(|_| ()));

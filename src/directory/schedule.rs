@@ -15,7 +15,7 @@ const JITTER: Duration = Duration::from_millis(300);
 /// A peer that was silent for so long has missed three heartbeats.
 pub const SILENCE_MAX: Duration = Duration::from_millis(6_500);
 /// How often the next node in the ring is probed, silence noticed and repairs retried.
-pub const ROUND_EVERY: Duration = Duration::from_millis(500);
+pub const ROUND_EVERY: Duration = Duration::from_millis(250);
 /// The heartbeat that answers a hello waits this long: nodes that come back together (the broker restarted)
 /// get one answer and not one each.
 pub const HELLO_ANSWER_WAIT: Duration = Duration::from_millis(20);

@@ -28,7 +28,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What a connection may take.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// To send a request's headers, from the first byte of the connection.
+    /// To begin with a request, and again to send all of its headers.
     pub header_timeout: Duration,
     /// HTTP connections at once, over all listeners that share it; further ones wait in the backlog.
     pub connections: Arc<Semaphore>,
@@ -65,20 +65,31 @@ where
         .keep_alive(true);
     let mut connections = JoinSet::new();
     loop {
-        // The semaphore is never closed.
-        let Ok(permit) = limits.connections.clone().acquire_owned().await else { return };
         let stream = tokio::select! {
             accepted = accept(&listener) => accepted,
             Some(_) = connections.join_next() => continue,
         };
-        let connection = http.serve_connection(TokioIo::new(stream), service.clone()).with_upgrades();
+        // Not before there is a connection: idle listeners must not use up what they share. Never closed.
+        let Ok(permit) = limits.connections.clone().acquire_owned().await else { return };
+        let (http, service, patience) = (http.clone(), service.clone(), limits.header_timeout);
         connections.spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "connection ended");
+            if speaks(&stream, patience).await {
+                // Boxed, so that a connection that says nothing does not hold room for it.
+                let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
+                if let Err(error) = Box::pin(connection).await {
+                    tracing::debug!(%error, "connection ended");
+                }
             }
             drop(permit);
         });
     }
+}
+
+/// Waits for the first byte. HTTP takes buffers of some 20 KiB as soon as it is asked to listen, and in a
+/// reconnect storm thousands of connections wait for their turn. A look into the socket, not at its readiness:
+/// the runtime believes a new socket to be readable until it has tried.
+async fn speaks(stream: &TcpStream, patience: Duration) -> bool {
+    matches!(tokio::time::timeout(patience, stream.peek(&mut [0])).await, Ok(Ok(1)))
 }
 
 async fn accept(listener: &TcpListener) -> TcpStream {

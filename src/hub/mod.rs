@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 
 use crate::ids::{MessageId, UserId};
 use crate::protocol::close::CloseCode;
@@ -155,9 +155,10 @@ impl Hub {
                 None => groups.push((worker, Counters::from_slice(&[counter]))),
             }
         }
-        let permits = (groups.into_iter())
-            .map(|(worker, counters)| Ok((self.permit(worker)?, counters)))
-            .collect::<Result<_, Full>>()?;
+        let mut permits = SmallVec::new();
+        for (worker, counters) in groups {
+            permits.extend(self.permit(worker)?.map(|permit| (permit, counters)));
+        }
         Ok(Reservation { permits })
     }
 
@@ -171,14 +172,19 @@ impl Hub {
         let permits = (0..self.workers.len())
             .map(|worker| self.permit(worker))
             .collect::<Result<SmallVec<[_; 8]>, _>>()?;
-        for permit in permits {
+        for permit in permits.into_iter().flatten() {
             permit.send(Command::Broadcast { frame: frame.clone() });
         }
         Ok(())
     }
 
-    fn permit(&self, worker: usize) -> Result<mpsc::Permit<'_, Command>, Full> {
-        self.workers[worker].try_reserve().map_err(|_| Full { worker })
+    /// `None`: the worker has ended, and its sessions with it. That must not stop the others.
+    fn permit(&self, worker: usize) -> Result<Option<mpsc::Permit<'_, Command>>, Full> {
+        match self.workers[worker].try_reserve() {
+            Ok(permit) => Ok(Some(permit)),
+            Err(TrySendError::Closed(())) => Ok(None),
+            Err(TrySendError::Full(())) => Err(Full { worker }),
+        }
     }
 
     /// Waits until the worker's queue has room again; at once if the worker has ended.
@@ -240,6 +246,20 @@ mod tests {
         hub.unregister(&user, 1, || last.set(9));
         hub.unregister(&user, 2, || last.set(last.get() + 1));
         assert_eq!((last.get(), hub.sessions(), hub.users(), hub.holds(&user)), (1, 0, 0, false));
+    }
+
+    #[test]
+    fn a_worker_that_ended_does_not_stop_the_others() {
+        let (hub, mut commands) = Hub::new(2);
+        drop(commands.pop());
+        let reservation = hub.reserve(Counters::from_slice(&[1, 2])).unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let tally = Tally::new(move |taken| tell.send(taken).unwrap());
+        reservation.deliver(&Bytes::new(), &MessageId::generate(), tally);
+        hub.deliver_all(&Bytes::new()).unwrap();
+        assert!(matches!(commands[0].try_recv(), Ok(Command::Deliver { .. })));
+        assert!(matches!(commands[0].try_recv(), Ok(Command::Broadcast { .. })));
+        assert_eq!(told.try_recv(), Ok(0), "the tally does not wait for the one that ended");
     }
 
     #[test]

@@ -6,10 +6,12 @@ use std::time::Duration;
 use base64::engine::general_purpose::STANDARD;
 use base64::Engine as _;
 use bytes::Bytes;
+use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
 use crate::bus::{Bus, Delivery, Destination, Lane, Properties, Publish};
+use crate::error::Error;
 use crate::ids::MessageId;
 use crate::ingress::bury;
 use crate::metrics::{Door, Metrics};
@@ -132,11 +134,23 @@ fn accept(
     router.accept(message, Box::new(settle));
 }
 
+/// The settlement as a backend gets it.
+#[derive(Serialize)]
+struct Answer<'a> {
+    id: &'a MessageId,
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sessions: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a Error>,
+}
+
 /// Tells the backend what became of its message, if it named a queue for that.
 fn answer(bus: &dyn Bus, id: &MessageId, settlement: &Settlement, properties: &Properties) {
     let Some(reply_to) = &properties.reply_to else { return };
+    let Settled { outcome, sessions, error, .. } = Settled::new(id, settlement);
     // Plain structs cannot fail to serialise.
-    let body = serde_json::to_vec(&Settled::new(id, settlement)).unwrap_or_default();
+    let body = serde_json::to_vec(&Answer { id, outcome, sessions, error }).unwrap_or_default();
     let properties = Properties {
         correlation_id: properties.correlation_id.clone(),
         content_type: Some("application/json".to_owned()),

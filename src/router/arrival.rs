@@ -117,6 +117,10 @@ impl Router {
         if self.arrivals.begin(key, origin.as_ref(), answer) {
             let router = self.clone();
             let tally = Tally::new(move |sessions| {
+                if let (0, Target::User(user)) = (sessions, &target) {
+                    // Refused, though the user may be here: it goes to the mailbox now, and before anything newer.
+                    router.mail_for(user);
+                }
                 for origin in router.arrivals.end(key, sessions) {
                     router.answer(origin, sessions);
                 }

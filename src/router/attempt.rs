@@ -18,8 +18,7 @@ use crate::router::{expired, failed, now_ms, offline, order_key, overloaded, una
 
 /// Attempts to deliver a message before it is stored or given up.
 const ATTEMPTS_MAX: u8 = 2;
-/// Messages for one user that may await receipts; further ones are stored. A part of what ingress prefetches, so
-/// that a client which never acknowledges does not hold up the messages of others.
+/// Messages for one user that may await receipts; further ones are held.
 const ATTEMPTS_PER_USER_MAX: u32 = 256;
 
 /// Where a message came from.
@@ -97,14 +96,18 @@ impl Router {
             envelope.frame = server::mark_redelivered(&envelope.frame);
         }
         let timeout = self.settings.receipt_timeout;
+        if let Some(user) = &line {
+            // Before it can end.
+            self.lock_lines().attempt_began(user);
+        }
         let opened = self.lock_pending().open(pending, nodes.clone(), Instant::now(), timeout);
         let tag = match opened {
             Ok(tag) => tag,
-            Err(pending) => return (pending.settle)(overloaded()),
+            Err(pending) => {
+                (pending.settle)(overloaded());
+                return self.attempt_ended(line.as_ref());
+            }
         };
-        if let Some(user) = &line {
-            self.lock_lines().attempt_began(user);
-        }
         envelope.origin = Some(Origin { node: self.node().clone(), tag });
         let (here, others): (Nodes, Nodes) = nodes.into_iter().partition(|node| node == self.node());
         if !others.is_empty() {
@@ -161,9 +164,14 @@ impl Router {
         for completed in completed {
             let line = completed.item.line();
             self.conclude(completed);
-            if let Some(user) = line {
-                self.lock_lines().attempt_ended(&user);
-            }
+            self.attempt_ended(line.as_ref());
+        }
+    }
+
+    fn attempt_ended(self: &Arc<Self>, line: Option<&UserId>) {
+        if let Some(user) = line {
+            self.lock_lines().attempt_ended(user);
+            self.release(user);
         }
     }
 
@@ -241,12 +249,24 @@ impl Router {
             self.mail_for(user);
             self.mail.announce(user);
         }
-        // One after the other, so that a message which has to be stored after all finds its place in the line.
-        let released = self.lock_lines().deposit_ended(user);
-        for pending in released {
-            match route(self.settings.routing, &pending.envelope.target, &**self) {
-                Route::Nodes(nodes) => self.begin(pending, nodes),
-                Route::Everyone | Route::Unsupported => (pending.settle)(unavailable()),
+        self.lock_lines().deposit_ended(user);
+        self.release(user);
+    }
+
+    /// Lets go what was held for a user, in order, as far as it may go.
+    fn release(self: &Arc<Self>, user: &UserId) {
+        if !self.lock_lines().release(user) {
+            return;
+        }
+        let target = Target::User(user.clone());
+        loop {
+            let Route::Nodes(nodes) = route(self.settings.routing, &target, &**self) else { return };
+            let connected = !nodes.is_empty();
+            let next = self.lock_lines().next(user, connected, ATTEMPTS_PER_USER_MAX);
+            match next {
+                Some(pending) if connected => self.attempt(pending, nodes),
+                Some(pending) => self.store(pending),
+                None => return,
             }
         }
     }

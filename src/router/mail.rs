@@ -23,7 +23,7 @@ use crate::router::Router;
 /// Mailboxes that this node opens at the same time: this bounds the load of a reconnect storm on the broker.
 pub const READERS: usize = 16;
 /// Messages parked for one user. Overflow policy: the origin is told that they were not taken, and stores them.
-const PARKED_MAX: usize = 256;
+const PARKED_MAX: usize = 64;
 /// How long a mailbox is left alone that another node hands out, or that could not be handed out.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often a mailbox that cannot be opened is tried before the gate opens all the same.
@@ -227,7 +227,7 @@ impl Router {
             return self.open_gate(&user).await;
         }
         let pause = match look {
-            Look::Interrupted => PAUSE * 2u32.pow(tries.min(5).into()),
+            Look::Interrupted => PAUSE * 2u32.pow(tries.min(3).into()),
             _ => PAUSE,
         };
         let router = self.clone();

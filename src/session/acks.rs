@@ -9,6 +9,8 @@ use crate::ids::MessageId;
 
 /// Messages of one session that may be unacknowledged at the same time.
 pub(super) const WINDOW: usize = 64;
+/// Messages that wait until there is room in the window. Few, since their senders wait as well.
+const WAITING: usize = 64;
 /// A client that leaves a message unacknowledged for so long is closed, in milliseconds.
 const ACK_MS_MAX: u32 = 30_000;
 
@@ -41,12 +43,12 @@ pub(super) struct AckWindow {
 pub(super) enum Admit {
     Send,
     Wait,
-    /// More waits than may.
-    Overflow,
+    /// More waits than may: the session does not take it, and it goes to the mailbox.
+    Refuse,
 }
 
 impl AckWindow {
-    /// A new message; `bytes_max` bounds what waits. Overflow policy: the session is closed with 4102.
+    /// A new message; [`WAITING`] and `bytes_max` bound what waits.
     pub(super) fn admit(
         &mut self,
         frame: &Bytes,
@@ -59,8 +61,8 @@ impl AckWindow {
             self.unacked.push_back(Unacked { id, tally, since: now });
             return Admit::Send;
         }
-        if self.waiting_bytes + frame.len() > bytes_max {
-            return Admit::Overflow;
+        if self.waiting.len() >= WAITING || self.waiting_bytes + frame.len() > bytes_max {
+            return Admit::Refuse;
         }
         self.waiting_bytes += frame.len();
         self.waiting.push_back(Waiting { frame: frame.clone(), id, tally });
@@ -117,7 +119,7 @@ mod tests {
         for n in 0..2 {
             assert_eq!(window.admit(&frame, id(WINDOW + n), tally(WINDOW + n), 20, 0), Admit::Wait);
         }
-        assert_eq!(window.admit(&frame, id(99), tally(99), 20, 0), Admit::Overflow);
+        assert_eq!(window.admit(&frame, id(99), tally(99), 20, 0), Admit::Refuse);
         assert_eq!(told.try_recv(), Ok((99, 0)));
         assert_eq!(window.next(1), None);
         window.acked("stranger");

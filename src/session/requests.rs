@@ -15,6 +15,9 @@ use crate::router::now_ms;
 use crate::session::state::{Phase, Session};
 use crate::session::worker::WorkerState;
 
+/// Requests refused by the rate limit in a row before the session is closed with 4101.
+const REFUSED_MAX: u32 = 1_000;
+
 /// Handles one text message. Whatever is wrong with it costs this session an answer, never more.
 pub(super) fn handle(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
     match session.phase.get() {
@@ -50,12 +53,11 @@ fn handle_open(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
         }
     }
     // Everything else takes a token, also what cannot be understood: nonsense must not be free.
-    let Some(bucket) = session.bucket.get().take(worker.settings.publish_rate, now) else {
+    if !take_token(worker, session) {
         let id = parsed.as_ref().map_or(None, |request| request.id);
         let error = Error::new(Code::RateLimited, "too many requests; slow down");
         return session.send_text(&server::reply_error(id, &error), now);
-    };
-    session.bucket.set(bucket);
+    }
     let request = match parsed {
         Ok(request) => request,
         Err((id, error)) => return session.send_text(&server::reply_error(id, &error), now),
@@ -73,6 +75,24 @@ fn handle_open(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
     };
     if let Err(error) = refused {
         session.send_text(&server::reply_error(id, &error), now);
+    }
+}
+
+/// Whether the session may make a request now. One that goes on all the same is closed.
+pub(super) fn take_token(worker: &WorkerState, session: &Session) -> bool {
+    match session.bucket.get().take(worker.settings.publish_rate, worker.now()) {
+        Some(bucket) => {
+            session.bucket.set(bucket);
+            session.refused.set(0);
+            true
+        }
+        None => {
+            session.refused.set(session.refused.get() + 1);
+            if session.refused.get() >= REFUSED_MAX {
+                session.close(CloseCode::RateLimited, 0, worker.now());
+            }
+            false
+        }
     }
 }
 

@@ -2,9 +2,11 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::hub::Tally;
@@ -140,18 +142,12 @@ impl Socket {
     }
 
     /// Reads into `into`; `Ready(Ok(0))` is the end of the stream.
-    pub(super) fn poll_read(&self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
-        loop {
-            match self.stream.poll_read_ready(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Ready(Ok(())) => {}
-            }
-            match self.stream.try_read(into) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                result => return Poll::Ready(result),
-            }
-        }
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
+        // Unlike `try_read` this takes a read that did not fill the buffer for the last one: no second system
+        // call is made to learn that there is nothing more.
+        let mut into = ReadBuf::new(into);
+        let read = Pin::new(&mut self.stream).poll_read(cx, &mut into);
+        read.map_ok(|()| into.filled().len())
     }
 }
 

@@ -51,6 +51,8 @@ pub(super) struct Session {
     pub(super) unfinished: Cell<Option<(u32, u32)>>,
     pub(super) bucket: Cell<Bucket>,
     pub(super) in_flight: Cell<u32>,
+    /// Requests refused by the rate limit in a row.
+    pub(super) refused: Cell<u32>,
     /// How it ended: 1006 is for a connection that was gone without a close frame (RFC 6455 section 7.4.1).
     pub(super) close_code: Cell<u16>,
     outbox_bytes_max: u32,
@@ -85,6 +87,7 @@ impl Session {
             unfinished: Cell::new(None),
             bucket: Cell::new(opening.bucket),
             in_flight: Cell::new(0),
+            refused: Cell::new(0),
             close_code: Cell::new(1006),
             outbox_bytes_max: opening.outbox_bytes_max,
         }
@@ -139,8 +142,7 @@ impl Session {
         let tally = match admit {
             None => Some(tally),
             Some(Admit::Send) => None,
-            Some(Admit::Wait) => return,
-            Some(Admit::Overflow) => return self.close(CloseCode::SlowConsumer, 0, now),
+            Some(Admit::Wait | Admit::Refuse) => return,
         };
         match gather {
             true => self.push(frame, tally, now),

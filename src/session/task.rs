@@ -48,7 +48,7 @@ impl SessionTask {
                 return;
             }
             let mut scratch = self.worker.scratch.borrow_mut();
-            let read = self.session.socket.borrow().poll_read(cx, &mut scratch);
+            let read = self.session.socket.borrow_mut().poll_read(cx, &mut scratch);
             match read {
                 Poll::Pending => return,
                 Poll::Ready(Ok(0) | Err(_)) => return self.session.phase.set(Phase::Ended),
@@ -68,7 +68,11 @@ pub(super) fn hear(worker: &Rc<WorkerState>, session: &Rc<Session>, bytes: &mut 
         match event {
             Event::Text(text) => requests::handle(worker, session, text),
             Event::Binary(_) => session.close(CloseCode::BadRequest, 0, now),
-            Event::Ping(payload) => session.send(&wire::pong_frame(payload), None, now),
+            // A client that pings in a flood gets no answers beyond its limit, and is closed like any other.
+            Event::Ping(payload) if requests::take_token(worker, session) => {
+                session.send(&wire::pong_frame(payload), None, now)
+            }
+            Event::Ping(_) => {}
             Event::Pong(_) => {}
             Event::Close(close) => session.answer_close(close.map(|(code, _)| code), now),
         }

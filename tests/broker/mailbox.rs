@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use warren::bus::memory::MemoryBroker;
 use warren::bus::rabbit::{RabbitBus, RabbitSettings};
-use warren::bus::{Bus, Ending, Inboxes, MailboxLimits, Opened};
+use warren::bus::{Bus, Ending, Inboxes, MailboxLimits, Opened, Outcome};
 
 use crate::broker::{vhost, PrivateBroker, Vhost};
 use crate::bus_contract::{node, peer, ready, take};
@@ -66,7 +66,7 @@ async fn an_untouched_mailbox_expires() {
     assert_eq!((memory.mailboxes(), mailboxes(&vhost).await.len()), (1, 1));
     // Each deposit renews the lease, though the broker does not count publishing as use.
     for _ in 0..6 {
-        sleep(Duration::from_millis(600)).await;
+        sleep(Duration::from_millis(1500)).await;
         deposit_all(&bus, &user("u"), 0..1).await;
         assert_eq!(mailboxes(&vhost).await.len(), 1);
     }
@@ -86,16 +86,22 @@ async fn a_lost_link_gives_the_mail_back() {
     deposit_all(&near, &user, 0..100).await;
     let mut mailbox = mail(&far, &user).await;
     assert_eq!(take(&mut mailbox.mail).await, "0");
-    sleep(Duration::from_millis(200)).await;
     relay.cut();
     while timeout(PATIENCE, mailbox.mail.recv()).await.expect("an end").is_some() {}
     assert_eq!(mailbox.ending(), Ending::Interrupted);
-    eventually("the broker has noticed", PATIENCE, || async { near.mailbox_depth(&user).await == Ok(99) })
-        .await;
-    assert_eq!(take_all(mail(&near, &user).await).await, (1..100).collect::<Vec<_>>());
-    // The pooled connections come back as well.
-    ready(&*far).await;
-    assert_eq!(deposit(&far, &user, "7").await, warren::bus::Outcome::Confirmed);
+    eventually("the broker has noticed", PATIENCE, || async {
+        matches!(near.mailbox_depth(&user).await, Ok(99 | 100))
+    })
+    .await;
+    // The acknowledgement of the first may or may not have arrived.
+    let all = take_all(mail(&near, &user).await).await;
+    assert!(all[0] <= 1, "{all:?}");
+    assert_eq!(all, (all[0]..100).collect::<Vec<_>>());
+    // The pooled connections come back as well; the other ones may notice the cut a little later.
+    eventually("deposits go on", PATIENCE, || async {
+        deposit(&far, &user, "7").await == Outcome::Confirmed
+    })
+    .await;
     assert_eq!(take_all(mail(&far, &user).await).await, [7]);
 }
 
@@ -108,7 +114,7 @@ async fn mail_survives_the_broker() {
     deposit_all(&bus, &user, 0..200).await;
     broker.kill();
     eventually("the loss is seen", PATIENCE, || async { !bus.link().borrow().ready() }).await;
-    assert_eq!(deposit(&bus, &user, "x").await, warren::bus::Outcome::Unavailable);
+    assert_eq!(deposit(&bus, &user, "x").await, Outcome::Unavailable);
     assert!(bus.open_mailbox(&user).await.is_err());
     broker.start_again().await;
     ready(&*bus).await;

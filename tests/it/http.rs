@@ -229,7 +229,7 @@ async fn metrics_are_open_metrics_and_tell_what_happened() {
     assert!(text.ends_with("# EOF\n"), "{text}");
     for line in [
         r#"warren_messages_settled_total{door="session",outcome="delivered"} 1"#,
-        r#"warren_messages_settled_total{door="http",outcome="rejected"} 1"#,
+        r#"warren_messages_settled_total{door="http",outcome="stored"} 1"#,
         "warren_sessions_opened_total 2",
         r#"warren_sessions_closed_total{code="1000"} 1"#,
         "warren_handshakes_refused_total 1",

@@ -96,17 +96,21 @@ async fn standard_properties_say_the_rest() {
     assert_eq!(message["from"], json!({"service": "shop"}));
     assert_eq!((&message["id"], &message["event"]), (&json!("order-1"), &json!("order.paid")));
     for settled in settlements(&cluster, "answers", 2).await {
-        assert_eq!(settled, json!({"message_id": "order-1", "outcome": "delivered", "sessions": 1}));
+        assert_eq!(settled, json!({"id": "order-1", "outcome": "delivered", "sessions": 1}));
     }
     let stale = Properties { expiration: Some("0".to_owned()), ..reply_to("answers") };
     backend.publish("user.alice", stale, b"1").await;
     backend.publish("user.nobody", reply_to("answers"), b"1").await;
+    backend.publish("session.n0~1", reply_to("answers"), b"1").await;
     backend.publish("broadcast", reply_to("answers"), b"2").await;
     // Settled as soon as each is known, so in any order.
-    let settled = settlements(&cluster, "answers", 5).await;
-    for (outcome, code) in
-        [("expired", json!("expired")), ("rejected", json!("offline")), ("published", Value::Null)]
-    {
+    let settled = settlements(&cluster, "answers", 6).await;
+    for (outcome, code) in [
+        ("expired", json!("expired")),
+        ("rejected", json!("offline")),
+        ("published", Value::Null),
+        ("stored", Value::Null),
+    ] {
         let found = settled.iter().find(|settled| settled["outcome"] == outcome);
         assert_eq!(found.unwrap_or_else(|| panic!("{settled:?}"))["error"]["code"], code);
     }

@@ -101,21 +101,19 @@ async fn the_gateway_stamps_the_sender_whatever_a_client_claims() {
 }
 
 #[tokio::test]
-async fn a_user_that_moves_to_another_node_is_found_within_100_ms() {
+async fn a_user_that_moves_to_another_node_is_found_at_once() {
     let cluster = Cluster::start(3, &[]).await;
     let mut bob = User::connect(cluster.ws(2), "bob").await;
     for at in [0, 1, 0, 1] {
         let mut alice = User::connect(cluster.ws(at), "alice").await;
         let moved = Instant::now();
-        loop {
-            let reply = bob.publish("user.alice", at).await;
-            if reply["outcome"] == "delivered" {
-                break;
-            }
-            assert_eq!(reply["error"]["code"], "offline", "{reply}");
-            assert!(moved.elapsed() < Duration::from_millis(100), "not found {:?}", moved.elapsed());
-        }
+        // The other node may not know yet: then it is mail, which follows her.
+        let reply = bob.publish("user.alice", at).await;
+        assert!(reply["error"].is_null(), "{reply}");
         assert_eq!(alice.message().await["payload"], at);
+        assert!(moved.elapsed() < Duration::from_millis(1_000), "after {:?}", moved.elapsed());
+        cluster.knows("alice", &[at]).await;
+        assert!(moved.elapsed() < Duration::from_millis(1_000), "known after {:?}", moved.elapsed());
         alice.leave().await;
     }
 }
@@ -154,34 +152,42 @@ async fn http_takes_one_message_or_many_and_a_key_against_duplicates() {
 }
 
 #[tokio::test]
-async fn a_message_for_somebody_who_is_away_is_rejected_as_offline() {
+async fn a_message_for_somebody_who_is_away_waits_and_one_for_a_session_does_not() {
     let cluster = Cluster::start(2, &[]).await;
     let mut bob = User::connect(cluster.ws(0), "bob").await;
-    let reply = bob.publish("user.nobody", 1).await;
+    assert_eq!(bob.publish("user.alice", 1).await["outcome"], "stored");
+    let (status, body) = cluster.api(1).publish(&json!({"to": "user.alice", "payload": 2})).await;
+    assert_eq!((status, &body["outcome"]), (200, &json!("stored")), "{body}");
+    let reply = bob.publish("session.n1~1", 1).await;
     assert_eq!(reply["outcome"], "rejected");
     assert_eq!((&reply["error"]["code"], &reply["error"]["retry"]), (&json!("offline"), &json!(false)));
-    let (status, body) = cluster.api(1).publish(&json!({"to": "user.nobody"})).await;
-    assert_eq!((status, &body["error"]["code"]), (200, &json!("offline")), "{body}");
+    let mut alice = User::connect(cluster.ws(1), "alice").await;
+    assert_eq!(alice.payloads(2).await, [1, 2]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_thousand_messages_to_another_node_keep_their_order() {
     const COUNT: usize = 2_000;
+    /// As many as a user may have in flight without going by the mailbox.
+    const WINDOW: usize = 250;
     let cluster = Cluster::start(2, &[("WORKERS", "2")]).await;
     let mut alice = User::connect(cluster.ws(0), "alice").await;
     let mut bob = User::connect(cluster.ws(1), "bob").await;
     cluster.knows("alice", &[0]).await;
     let sending = async {
-        for n in 0..COUNT {
-            bob.request(json!({"type": "publish", "to": "user.alice", "payload": n})).await;
-        }
-        for _ in 0..COUNT {
-            let reply = bob.next("reply").await;
-            assert_eq!(reply["outcome"], "delivered", "{reply}");
+        for n in 0..COUNT + WINDOW {
+            if n < COUNT {
+                bob.request(json!({"type": "publish", "to": "user.alice", "payload": n})).await;
+            }
+            if n >= WINDOW {
+                let reply = bob.next("reply").await;
+                assert_eq!(reply["outcome"], "delivered", "{reply}");
+            }
         }
     };
     let ((), payloads) = tokio::join!(sending, alice.payloads(COUNT));
-    assert_eq!(payloads, (0..COUNT).map(Value::from).collect::<Vec<_>>());
+    let wrong = payloads.iter().enumerate().find(|(at, payload)| **payload != *at);
+    assert_eq!(wrong, None, "the first in a wrong place");
 }
 
 #[tokio::test]
@@ -235,15 +241,14 @@ async fn the_sender_is_told_soon_and_honestly_that_a_node_was_killed() {
     let killed = Instant::now();
     cluster.kill(2);
     let reply = bob.reply_to(in_flight).await;
-    assert_eq!((&reply["outcome"], &reply["error"]["code"]), (&json!("rejected"), &json!("unavailable")));
-    assert_eq!(reply["error"]["retry"], true, "{reply}");
+    assert_eq!(reply["outcome"], "stored", "{reply}");
     assert!(killed.elapsed() < Duration::from_millis(1_500), "{:?}", killed.elapsed());
-    let reply = bob.publish("user.alice", 2).await;
-    assert_eq!(reply["error"]["code"], "offline", "{reply}");
+    assert_eq!(bob.publish("user.alice", 2).await["outcome"], "stored");
     assert_ne!(alice.end().await.code, 1000);
 
-    // She comes back elsewhere, and all is well.
+    // She comes back elsewhere, and nothing is lost.
     let mut alice = User::connect(cluster.ws(1), "alice").await;
+    assert_eq!(alice.payloads(2).await, [1, 2]);
     cluster.knows("alice", &[1]).await;
     nothing_but_a_mark(&mut bob, &mut alice, "user.alice").await;
 }
@@ -271,7 +276,7 @@ async fn a_time_to_live_ends_a_message_that_cannot_be_delivered() {
     let reply = bob.ask(json!({"type": "publish", "to": "user.alice", "ttl": 100, "payload": "stale"})).await;
     assert_eq!((&reply["outcome"], &reply["error"]["code"]), (&json!("expired"), &json!("expired")));
     let reply = bob.publish("user.alice", "patient").await;
-    assert_eq!(reply["error"]["code"], "unavailable", "{reply}");
+    assert_eq!(reply["outcome"], "stored", "{reply}");
     cluster.broker.freeze(cluster.nodes[1].id(), false);
 }
 

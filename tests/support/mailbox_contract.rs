@@ -24,7 +24,7 @@ pub fn limits() -> MailboxLimits {
 
 /// For [`mail_of_its_time_expires`] alone.
 pub fn short_limits() -> MailboxLimits {
-    MailboxLimits { ttl: Duration::from_millis(800), expires: Duration::from_millis(2500), ..limits() }
+    MailboxLimits { ttl: Duration::from_secs(3), expires: Duration::from_secs(5), ..limits() }
 }
 
 pub fn user(name: &str) -> UserId {
@@ -183,12 +183,14 @@ pub async fn what_is_not_acknowledged_comes_again_in_order(attach: Attach<'_>) {
     let mut mailbox = mail_again(&b.bus, &user).await;
     assert_eq!(take(&mut mailbox.mail).await, "6");
     let held = next(&mut mailbox.mail).await;
-    sleep(Duration::from_millis(200)).await;
     b.bus.close();
     while timeout(PATIENCE, mailbox.mail.recv()).await.expect("an end").is_some() {}
     assert_eq!(mailbox.ending(), Ending::Interrupted);
     drop(held);
-    assert_eq!(take_all(mail_again(&a.bus, &user).await).await, (7..200).collect::<Vec<_>>());
+    // The acknowledgement of the sixth may or may not have arrived.
+    let all = take_all(mail_again(&a.bus, &user).await).await;
+    assert!((6..=7).contains(&all[0]), "{all:?}");
+    assert_eq!(all, (all[0]..200).collect::<Vec<_>>());
 }
 
 pub async fn a_full_mailbox_refuses(attach: Attach<'_>) {
@@ -216,7 +218,7 @@ pub async fn mail_of_its_time_expires(attach: Attach<'_>) {
     assert_eq!(deposit(&a.bus, &common, "1").await, Outcome::Confirmed);
     sleep(Duration::from_millis(200)).await;
     assert_eq!(take_all(mail(&a.bus, &own).await).await, [2]);
-    sleep(Duration::from_millis(900)).await;
+    sleep(Duration::from_secs(3)).await;
     assert_eq!(depth(&a.bus, &common).await, 0);
     assert!(matches!(open(&a.bus, &common).await, Opened::Empty));
 }
@@ -261,7 +263,7 @@ pub async fn nothing_is_lost_between_deposit_and_removal(attach: Attach<'_>) {
                 }
             }
             Opened::Empty if over => break,
-            Opened::Empty => tokio::task::yield_now().await,
+            Opened::Empty => sleep(Duration::from_millis(2)).await,
             Opened::Busy => panic!("nobody else opens it"),
         }
     }

@@ -195,8 +195,19 @@ impl User {
     }
 
     /// Says goodbye and waits for the answer.
-    pub async fn leave(mut self) {
+    pub async fn leave(self) {
+        self.leave_reading().await;
+    }
+
+    /// Says goodbye and returns the ids of all messages that came and were not asked for.
+    pub async fn leave_reading(mut self) -> Vec<String> {
         self.stream.close(None).await.unwrap();
-        while let Some(Ok(_)) = timeout(PATIENCE, self.stream.next()).await.expect("a goodbye in time") {}
+        while let Some(Ok(frame)) = timeout(PATIENCE, self.stream.next()).await.expect("a goodbye in time") {
+            if let Message::Text(text) = frame {
+                self.kept.push_back(serde_json::from_str(&text).unwrap());
+            }
+        }
+        let messages = self.kept("message");
+        messages.iter().map(|message| message["id"].as_str().unwrap().to_owned()).collect()
     }
 }

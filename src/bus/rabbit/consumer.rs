@@ -18,6 +18,8 @@ use crate::bus::{AckToken, Delivery, Verdict, Via};
 
 /// How long an acknowledgement waits for those before it, so that one frame can speak for many.
 const SINGLES_AFTER: Duration = Duration::from_millis(10);
+/// How long one waits for those after it. The prefetch window must last for several times that.
+const MULTIPLE_AFTER: Duration = Duration::from_millis(2);
 
 /// Sets the prefetch and starts to consume. The order matters: a consumer keeps the prefetch of its start.
 /// Dropping the result cancels the consumer, and with it an auto-delete queue.
@@ -95,6 +97,10 @@ async fn settle(channel: &Channel, mut settled: mpsc::Receiver<(u64, Verdict)>) 
             count = settled.recv_many(&mut batch, 1024) => {
                 if count == 0 {
                     return LinkError::Ended("nobody settles deliveries");
+                }
+                tokio::time::sleep(MULTIPLE_AFTER).await;
+                while let Ok(verdict) = settled.try_recv() {
+                    batch.push(verdict);
                 }
             }
             _ = tick.tick(), if singles_due => {

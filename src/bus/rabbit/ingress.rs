@@ -20,7 +20,7 @@ use super::{consumer, declare, Shared, STABLE_AFTER};
 use crate::bus::{Delivery, Via};
 
 /// Each of these waits for its settlement, and all of them move to another node when this one dies.
-pub const PREFETCH: u16 = 500;
+pub const PREFETCH: u16 = 1000;
 /// How long messages are taken one by one after one of them broke the connection.
 const CAREFUL_FOR: Duration = Duration::from_secs(3);
 

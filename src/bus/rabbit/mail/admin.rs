@@ -19,8 +19,10 @@ use super::super::connection::{with_heartbeat, LinkError};
 use super::super::declare;
 use super::super::topology::Queue;
 
-/// For one request, with the wait for a connection and a channel.
-pub const ADMIN_DEADLINE: Duration = Duration::from_secs(2);
+/// For the answer to one request.
+const ADMIN_DEADLINE: Duration = Duration::from_secs(2);
+/// For a channel to ask it on. Making a queue takes the broker some milliseconds, so there may be a crowd.
+const SLOT_DEADLINE: Duration = Duration::from_secs(3);
 /// For each broker address; only the address in use has any.
 const CONNECTIONS: usize = 2;
 /// Requests at the same time.
@@ -112,13 +114,16 @@ impl Admin {
     }
 
     async fn borrow(&self) -> Result<Borrowed<'_>, LinkError> {
-        let slot = self.slots.acquire().await.map_err(|_| LinkError::Ended("the bus is closed"))?;
+        let slot = match timeout(SLOT_DEADLINE, self.slots.acquire()).await {
+            Ok(slot) => slot.map_err(|_| LinkError::Ended("the bus is closed"))?,
+            Err(_) => return Err(LinkError::Late("a channel for a request about a mailbox")),
+        };
         loop {
             let idle = self.lock().pop();
             let (channel, uses) = match idle {
                 Some((channel, _)) if !channel.status().connected() => continue,
                 Some(idle) => idle,
-                None => (self.channel().await?, 0),
+                None => (in_time(self.channel()).await?, 0),
             };
             return Ok(Borrowed { admin: self, channel, uses, _slot: slot });
         }
@@ -126,8 +131,8 @@ impl Admin {
 
     /// Makes a queue, and renews the lease of one that exists.
     pub async fn declare(&self, queue: &Queue) -> Result<(), LinkError> {
+        let borrowed = self.borrow().await?;
         in_time(async {
-            let borrowed = self.borrow().await?;
             match declare::declare_queue(&borrowed.channel, queue, false).await {
                 // A node with other limits made it; it is as good a mailbox.
                 Err(error) if declare::is(&error, AMQPSoftError::PRECONDITIONFAILED) => {}
@@ -141,8 +146,8 @@ impl Admin {
 
     /// What is in a queue; `None` if there is no such queue. Renews its lease.
     pub async fn look(&self, queue: &str) -> Result<Option<Content>, LinkError> {
+        let borrowed = self.borrow().await?;
         in_time(async {
-            let borrowed = self.borrow().await?;
             match look(&borrowed.channel, queue).await {
                 Err(error) if declare::is(&error, AMQPSoftError::NOTFOUND) => Ok(None),
                 Err(error) => Err(error),
@@ -157,8 +162,8 @@ impl Admin {
 
     /// Removes a queue that is empty and that nobody consumes.
     pub async fn remove_idle(&self, queue: &str) -> Result<Removed, LinkError> {
+        let borrowed = self.borrow().await?;
         in_time(async {
-            let borrowed = self.borrow().await?;
             let options = QueueDeleteOptions { if_unused: true, if_empty: true, nowait: false };
             let name = ShortString::try_new(queue)?;
             match borrowed.channel.queue_delete(name, options).await.map_err(LinkError::from) {

@@ -10,6 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{timeout_at, Instant};
+use tracing::debug;
 
 use super::super::publisher::{units, LaneInbox, WINDOW_UNITS};
 use super::super::topology::{Queue, Topology};
@@ -130,7 +131,10 @@ impl Store {
             let alive = if sent.iter().any(|(_, confirmed)| *confirmed) {
                 match self.admin.look(&queue.name).await {
                     Ok(content) => content.is_some(),
-                    Err(_) => return false,
+                    Err(error) => {
+                        debug!(%error, queue = queue.name, "cannot look for a mailbox");
+                        return false;
+                    }
                 }
             } else {
                 false
@@ -150,7 +154,8 @@ impl Store {
             if batch.is_empty() {
                 return true;
             }
-            if self.admin.declare(queue).await.is_err() {
+            if let Err(error) = self.admin.declare(queue).await {
+                debug!(%error, queue = queue.name, "cannot make a mailbox");
                 return false;
             }
             known = false;

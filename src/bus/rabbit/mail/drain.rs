@@ -43,7 +43,7 @@ pub async fn permit(drains: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Mai
 pub enum Started {
     Empty,
     Busy,
-    Mail(Drain, Mailbox),
+    Mail(Box<Drain>, Mailbox),
 }
 
 pub async fn open(admin: &Admin, queue: String) -> Result<Started, MailboxError> {
@@ -57,7 +57,7 @@ pub async fn open(admin: &Admin, queue: String) -> Result<Started, MailboxError>
     match consuming.await {
         Ok((channel, consumer)) => {
             let (mailbox, mail, end) = Mailbox::new(WINDOW);
-            Ok(Started::Mail(Drain { channel, queue, consumer, mail, end }, mailbox))
+            Ok(Started::Mail(Box::new(Drain { channel, queue, consumer, mail, end }), mailbox))
         }
         Err(error) if declare::is(&error, AMQPSoftError::NOTFOUND) => Ok(Started::Empty),
         Err(error) if declare::is(&error, AMQPSoftError::ACCESSREFUSED) => Ok(Started::Busy),

@@ -4,11 +4,13 @@
 //! empty and then forgets its name; a message that is routed to the queue in between is lost, *and confirmed*.
 //! So a deposit counts only when its queue is seen alive after the confirm ([`deposits`]); otherwise it is made
 //! again. And a mailbox that was emptied is removed only after a while in which that look has long been taken
-//! ([`removal`]), so that a deposit which was handed out already is not mistaken for a lost one.
+//! ([`removal`]), so that a deposit which was handed out already is not mistaken for a lost one. What is left is
+//! this: another node makes the mailbox anew between the loss and the look, both within a millisecond or two.
 
 mod admin;
 mod deposits;
 mod drain;
+mod probe;
 mod removal;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,22 +19,15 @@ use bytes::Bytes;
 use tokio::sync::{watch, Semaphore};
 use tokio::task::JoinSet;
 
-use super::connection::LinkError;
 use super::publisher::LaneInbox;
 use super::{Shared, Topology};
 use crate::bus::answer::Answer;
 use crate::bus::{Link, MailboxError, Opened, Outcome, Properties, Publishing};
 use crate::ids::UserId;
-use admin::{Admin, Removed};
+use admin::Admin;
 use drain::DRAINS_MAX;
+use probe::{Probed, Recent};
 use removal::Removal;
-
-enum Probed {
-    Empty,
-    Consumed,
-    /// There is mail in it, or somebody consumes it.
-    InUse,
-}
 
 /// Everything about mailboxes that one bus has.
 #[derive(Clone)]
@@ -40,6 +35,7 @@ pub struct Mail {
     topology: Topology,
     link: watch::Receiver<Link>,
     admin: Arc<Admin>,
+    recent: Arc<Recent>,
     deposits: deposits::Inbox,
     removal: Removal,
     drains: Arc<Semaphore>,
@@ -60,7 +56,8 @@ impl Mail {
             tasks.spawn(removing);
         }
         let drains = Arc::new(Semaphore::new(DRAINS_MAX));
-        Self { topology, link: shared.link.subscribe(), admin, deposits, removal, drains, tasks }
+        let recent = Arc::default();
+        Self { topology, link: shared.link.subscribe(), admin, recent, deposits, removal, drains, tasks }
     }
 
     pub fn deposit(&self, user: &UserId, properties: Properties, body: Bytes, answer: Answer) {
@@ -79,8 +76,13 @@ impl Mail {
     pub async fn open(self, user: UserId) -> Result<Opened, MailboxError> {
         self.linked()?;
         let queue = self.topology.mailbox_name(&user);
-        match self.probe(&queue).await.map_err(|_| MailboxError)? {
-            Probed::Empty => return Ok(Opened::Empty),
+        match probe::probe(&self.admin, &self.removal, &self.recent, &queue).await? {
+            Probed::Missing => return Ok(Opened::Empty),
+            Probed::Empty => {
+                // Left behind by a node that ended before it removed it, or about to be removed.
+                self.removal.later(queue);
+                return Ok(Opened::Empty);
+            }
             Probed::Consumed => return Ok(Opened::Busy),
             Probed::InUse => {}
         }
@@ -92,6 +94,8 @@ impl Mail {
             drain::Started::Mail(drain, mailbox) => (drain, mailbox),
         };
         let removal = self.removal.clone();
+        // The bus may have been closed meanwhile, and with it the tasks.
+        self.linked()?;
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
         tasks.spawn(async move {
@@ -99,22 +103,6 @@ impl Mail {
             drop(permit);
         });
         Ok(Opened::Mail(mailbox))
-    }
-
-    /// Asks by trying to remove: that costs one round trip, and unlike every other question does not close the
-    /// channel when there is no such queue, which is the usual answer.
-    async fn probe(&self, queue: &str) -> Result<Probed, LinkError> {
-        if self.removal.waits_for(queue) {
-            return Ok(match self.admin.look(queue).await? {
-                Some(content) if content.consumed => Probed::Consumed,
-                Some(content) if content.ready > 0 => Probed::InUse,
-                _ => Probed::Empty,
-            });
-        }
-        Ok(match self.admin.remove_idle(queue).await? {
-            Removed::Gone => Probed::Empty,
-            Removed::InUse => Probed::InUse,
-        })
     }
 
     /// Lets go of the connections.

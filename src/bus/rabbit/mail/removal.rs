@@ -22,6 +22,7 @@ const AT_A_TIME: usize = 4;
 /// Queues that are to be removed.
 #[derive(Clone)]
 pub struct Removal {
+    /// What is in `queues`, so that nothing is in it twice.
     waiting: Arc<Mutex<HashSet<String>>>,
     queues: mpsc::Sender<(Instant, String)>,
 }
@@ -46,7 +47,7 @@ impl Removal {
         }
     }
 
-    /// Whether it was emptied so recently that it must not be removed.
+    /// Whether it was emptied so recently that it must not be removed yet.
     pub fn waits_for(&self, queue: &str) -> bool {
         lock(&self.waiting).contains(queue)
     }

@@ -1,18 +1,25 @@
 //! A node: puts the parts together, owns every task and thread, drives the phases of its life.
+//!
+//! - `worker_thread.rs`: the thread that serves a listener and its sockets.
+//! - `watch.rs`: the small tasks that follow the link, the cluster and the clock.
+
+mod watch;
+mod worker_thread;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch, Semaphore};
-use tokio::task::{JoinSet, LocalSet};
+use tokio::sync::watch::Sender;
+use tokio::sync::{mpsc, Semaphore};
+use tokio::task::JoinSet;
 
 use crate::auth::{SelfTestFailed, Verifier};
 use crate::bus::memory::MemoryBroker;
 use crate::bus::rabbit::{RabbitBus, RabbitSettings};
-use crate::bus::{Bus, Inboxes, Link, MailboxLimits};
+use crate::bus::{Bus, Inboxes, MailboxLimits};
 use crate::config::{Config, QueueType};
 use crate::delivery::receipt_sender::ReceiptSender;
 use crate::directory::{Directory, Membership, ServiceHandle};
@@ -22,15 +29,12 @@ use crate::ids::NodeId;
 use crate::ingress::{backends, peers};
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::metrics::Metrics;
-use crate::protocol::server;
-use crate::protocol::wire;
 use crate::router::mail::READERS;
 use crate::router::{Places, Router, RouterSettings};
-use crate::session::worker::{Worker, ADMISSIONS_MAX};
-use crate::session::{Admission, SessionSettings};
+use crate::session::worker::ADMISSIONS_MAX;
+use crate::session::SessionSettings;
+use worker_thread::WorkerThread;
 
-/// How often overdue receipts are looked for.
-const EXPIRE_EVERY: Duration = Duration::from_millis(50);
 /// What remains of the drain time after the last session was told to go, for close frames to cross.
 const DRAIN_TAIL: Duration = Duration::from_millis(1_500);
 /// How long a drained node waits for the receipts of its last messages.
@@ -61,7 +65,7 @@ pub struct Node {
     directory_service: ServiceHandle,
     workers: Vec<std::thread::JoinHandle<()>>,
     /// Worker threads end when this is dropped.
-    running: watch::Sender<()>,
+    running: Sender<()>,
 }
 
 impl Node {
@@ -125,7 +129,7 @@ impl Node {
             tasks: JoinSet::new(),
             directory_service,
             workers: Vec::new(),
-            running: watch::Sender::new(()),
+            running: Sender::new(()),
         };
         node.tasks.spawn(async move { drop(receipt_task.await) });
         node.spawn_pumps(&config, &gate, inboxes, members);
@@ -146,12 +150,12 @@ impl Node {
         self.tasks.spawn(peers::run_node(router.clone(), bus.clone(), metrics.clone(), inboxes.node));
         self.tasks.spawn(peers::run_control(router.clone(), inboxes.control));
         self.tasks.spawn(backends::run(router.clone(), bus, metrics, message_bytes_max, inboxes.ingress));
-        self.tasks.spawn(follow_members(router.clone(), members));
-        self.tasks.spawn(follow_link(router.clone(), self.lifecycle.clone(), self.bus.link()));
+        self.tasks.spawn(watch::follow_members(router.clone(), members));
+        self.tasks.spawn(watch::follow_link(router.clone(), self.lifecycle.clone(), self.bus.link()));
         for _ in 0..READERS {
             self.tasks.spawn(router.clone().read_mail());
         }
-        self.tasks.spawn(keep_time(router));
+        self.tasks.spawn(watch::keep_time(router));
     }
 
     fn spawn_admin(
@@ -256,8 +260,9 @@ impl Node {
         let spread = self.drain.saturating_sub(DRAIN_TAIL);
         let spread_ms = u32::try_from(spread.as_millis()).unwrap_or(u32::MAX);
         let hub = self.hub.clone();
+        // Before anybody can hurry: the last word counts.
+        hub.tell_all(|| Command::Drain { spread_ms }).await;
         let gone = async {
-            hub.tell_all(|| Command::Drain { spread_ms }).await;
             while hub.sessions() > 0 {
                 tokio::time::sleep(DRAIN_POLL).await;
             }
@@ -299,40 +304,6 @@ impl Node {
     }
 }
 
-/// Everything that one worker's thread needs.
-struct WorkerThread {
-    index: usize,
-    listener: std::net::TcpListener,
-    limits: serve::Limits,
-    gate: Arc<Gate>,
-    sessions: SessionSettings,
-    commands: Commands,
-    admissions: mpsc::Sender<Admission>,
-    admitted: mpsc::Receiver<Admission>,
-    running: watch::Receiver<()>,
-}
-
-impl WorkerThread {
-    fn run(self, runtime: &tokio::runtime::Runtime) {
-        let local = LocalSet::new();
-        local.block_on(runtime, async move {
-            let listener = match TcpListener::from_std(self.listener) {
-                Ok(listener) => listener,
-                Err(error) => return tracing::error!(%error, "a worker cannot use its listener"),
-            };
-            let router = self.gate.router.clone();
-            let worker = Worker::new(self.index, self.sessions, router, self.commands, self.admitted);
-            let routes = http::public(self.gate.clone(), self.admissions);
-            let mut running = self.running;
-            tokio::select! {
-                () = serve::run(listener, self.limits, routes) => {}
-                () = worker.run() => {}
-                _ = running.changed() => {}
-            }
-        });
-    }
-}
-
 /// As many listeners on one address as asked for. Port 0 is chosen once.
 fn bind(address: SocketAddr, count: usize) -> Result<(SocketAddr, Vec<std::net::TcpListener>), StartError> {
     let refuse = |error| StartError::Listen { address, error };
@@ -343,55 +314,4 @@ fn bind(address: SocketAddr, count: usize) -> Result<(SocketAddr, Vec<std::net::
         listeners.push(serve::bind(bound).map_err(refuse)?);
     }
     Ok((bound, listeners))
-}
-
-async fn follow_members(router: Arc<Router>, mut members: mpsc::Receiver<Membership>) {
-    while let Some(change) = members.recv().await {
-        match change {
-            Membership::Up(_) => {}
-            Membership::Lost(node, _) => router.node_lost(&node),
-            Membership::Conflict => {
-                tracing::error!(
-                    "another process uses this node id: give each node a WARREN_NODE_ID of its own"
-                )
-            }
-        }
-    }
-}
-
-/// Serves once the link is up; tells the clients when it was lost in between.
-async fn follow_link(router: Arc<Router>, lifecycle: Lifecycle, mut link: watch::Receiver<Link>) {
-    let mut incarnation = None;
-    loop {
-        let now = *link.borrow_and_update();
-        if now.ready() {
-            lifecycle.advance(Phase::Serving);
-            if incarnation.is_some() && incarnation != now.incarnation {
-                tracing::info!("the broker link is back; messages for everyone may have been missed");
-                let frame = wire::text_frame(&server::gap("broker link was lost"));
-                while let Err(full) = router.hub().deliver_all(&frame) {
-                    router.hub().room(full).await;
-                }
-            }
-            if incarnation != now.incarnation {
-                router.look_for_mail();
-            }
-            incarnation = now.incarnation;
-        }
-        if link.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-async fn keep_time(router: Arc<Router>) {
-    let mut ticks = tokio::time::interval(EXPIRE_EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        router.expire(Instant::now());
-        router.announce_mail();
-        let hub = router.hub();
-        router.directory().set_load(hub.sessions() as u64, hub.users() as u64);
-    }
 }

@@ -1,0 +1,66 @@
+//! The small tasks that follow the link, the cluster and the clock.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+
+use crate::bus::Link;
+use crate::directory::Membership;
+use crate::lifecycle::{Lifecycle, Phase};
+use crate::protocol::{server, wire};
+use crate::router::Router;
+
+/// How often overdue receipts are looked for.
+const EXPIRE_EVERY: Duration = Duration::from_millis(50);
+
+pub(super) async fn follow_members(router: Arc<Router>, mut members: mpsc::Receiver<Membership>) {
+    while let Some(change) = members.recv().await {
+        match change {
+            Membership::Up(_) => {}
+            Membership::Lost(node, _) => router.node_lost(&node),
+            Membership::Conflict => {
+                tracing::error!(
+                    "another process uses this node id: give each node a WARREN_NODE_ID of its own"
+                )
+            }
+        }
+    }
+}
+
+/// Serves once the link is up; tells the clients when it was lost in between.
+pub(super) async fn follow_link(router: Arc<Router>, lifecycle: Lifecycle, mut link: watch::Receiver<Link>) {
+    let mut incarnation = None;
+    loop {
+        let now = *link.borrow_and_update();
+        if now.ready() {
+            lifecycle.advance(Phase::Serving);
+            if incarnation.is_some() && incarnation != now.incarnation {
+                tracing::info!("the broker link is back; messages for everyone may have been missed");
+                let frame = wire::text_frame(&server::gap("broker link was lost"));
+                while let Err(full) = router.hub().deliver_all(&frame) {
+                    router.hub().room(full).await;
+                }
+            }
+            if incarnation != now.incarnation {
+                router.look_for_mail();
+            }
+            incarnation = now.incarnation;
+        }
+        if link.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+pub(super) async fn keep_time(router: Arc<Router>) {
+    let mut ticks = tokio::time::interval(EXPIRE_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        router.expire(Instant::now());
+        router.announce_mail();
+        let hub = router.hub();
+        router.directory().set_load(hub.sessions() as u64, hub.users() as u64);
+    }
+}
