@@ -17,7 +17,6 @@ pub struct Offence {
 #[derive(Debug, Default, Clone)]
 pub struct Verdict {
     pub sent: usize,
-    pub receipts: usize,
     /// Accepted, and seen by no device of its user.
     pub lost: usize,
     /// Shown again to a device without a word that it is a repetition.
@@ -57,8 +56,7 @@ impl Verdict {
 
 /// Judges `history`; recovery counts the devices that `served` names as connected through the fault.
 pub fn check(history: &History, served: impl Fn(u32) -> bool) -> Verdict {
-    let mut verdict =
-        Verdict { sent: history.sent.len(), receipts: history.receipts.len(), ..Verdict::default() };
+    let mut verdict = Verdict { sent: history.sent.len(), ..Verdict::default() };
     let seen = check_receipts(history, &mut verdict);
     let mut keys: Vec<_> = history.sent.keys().copied().collect();
     keys.sort_unstable();
