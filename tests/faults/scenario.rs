@@ -55,7 +55,8 @@ impl People {
             Self::Everywhere(users)
             | Self::OnTarget(users)
             | Self::Half(users, _)
-            | Self::TwoDevices(users) => users,
+            | Self::TwoDevices(users)
+            | Self::Acknowledging(users) => users,
         }
     }
 
