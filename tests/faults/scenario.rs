@@ -133,7 +133,7 @@ const fn ordered(mut scenario: Scenario) -> Scenario {
 
 const fn crawling(mut scenario: Scenario) -> Scenario {
     scenario.load.padding = 8_000;
-    scenario.env = &[("WARREN_OUTBOX_BYTES", "32768")];
+    scenario.env = &[("WARREN_OUTBOX_BYTES", "40000"), ("WARREN_MAX_MESSAGE_BYTES", "16384")];
     scenario
 }
 
