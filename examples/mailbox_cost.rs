@@ -7,6 +7,9 @@
 //! RUST_MIN_STACK=67108864 cargo run --release --example mailbox_cost -- \
 //!     amqp://guest:guest@127.0.0.1:25672 http://guest:guest@127.0.0.1:15672 10000
 //! ```
+//!
+//! Ten thousand take more than the gigabyte at which that broker stops taking messages:
+//! `tests/support/broker.sh … ctl set_vm_memory_high_watermark absolute 3GB` first.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
@@ -25,6 +28,9 @@ const BODY: &[u8] = &[b'x'; 256];
 
 /// The statistics of the broker follow what happens by this much.
 const STATISTICS_LAG: Duration = Duration::from_secs(8);
+
+/// Before something is tried again.
+const PAUSE: Duration = Duration::from_millis(100);
 
 struct Run {
     bus: Arc<dyn Bus>,
@@ -96,6 +102,7 @@ async fn main() -> Result<(), AnyError> {
             async move {
                 while deposit(bus, user).await != Outcome::Confirmed {
                     again.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(PAUSE).await;
                 }
             }
         });
@@ -114,6 +121,7 @@ async fn main() -> Result<(), AnyError> {
                     letters.fetch_add(count, Ordering::Relaxed);
                     return;
                 }
+                tokio::time::sleep(PAUSE).await;
             }
         }
     });

@@ -47,6 +47,7 @@ pub enum Started {
 }
 
 pub async fn open(admin: &Admin, queue: String) -> Result<Started, MailboxError> {
+    let slot = admin.slot().await.map_err(|_| MailboxError)?;
     let consuming = in_time(async {
         let channel = admin.channel().await?;
         // Before the consumer, which keeps the prefetch of its start.
@@ -54,7 +55,9 @@ pub async fn open(admin: &Admin, queue: String) -> Result<Started, MailboxError>
         let consumer = consume(&channel, &queue).await?;
         Ok((channel, consumer))
     });
-    match consuming.await {
+    let consuming = consuming.await;
+    drop(slot);
+    match consuming {
         Ok((channel, consumer)) => {
             let (mailbox, mail, end) = Mailbox::new(WINDOW);
             Ok(Started::Mail(Box::new(Drain { channel, queue, consumer, mail, end }), mailbox))
