@@ -1,6 +1,6 @@
 //! A backend over AMQP: publisher confirms, settlements by `reply_to`, and everything unconfirmed again after a loss.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
@@ -19,6 +19,8 @@ const WINDOW: usize = 256;
 /// A broker that confirms nothing for so long is tried anew.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 const RETRY_AFTER: Duration = Duration::from_millis(200);
+/// How long settlements are waited for in the end. Those of an earlier connection will not come.
+const SETTLED_MAX: Duration = Duration::from_secs(20);
 
 /// What is not confirmed, in order.
 struct Unconfirmed {
@@ -88,7 +90,9 @@ async fn converse(
     (reply_to, mut replies): (ShortString, Consumer),
 ) -> Option<()> {
     let mut confirms = FuturesUnordered::new();
+    let mut unsettled = HashSet::new();
     for number in state.open.keys() {
+        unsettled.insert(*number);
         confirms.push(publish(job, channel, &reply_to, *number).await?);
     }
     let (mut pace, mut heard) = (job.pace(), Instant::now());
@@ -98,6 +102,7 @@ async fn converse(
                 let number = state.next;
                 state.next += 1;
                 state.open.insert(number, ());
+                unsettled.insert(number);
                 for _ in 0..=u8::from(job.twice) {
                     confirms.push(publish(job, channel, &reply_to, number).await?);
                 }
@@ -110,24 +115,28 @@ async fn converse(
                 job.recorder.told(job.key(number), Told::Confirmed);
                 state.open.remove(&number);
             }
-            reply = replies.next() => settled(job, &reply?.ok()?.data),
+            reply = replies.next() => {
+                unsettled.remove(&settled(job, &reply?.ok()?.data));
+            }
             () = sleep_until(heard + SILENCE_MAX), if !state.open.is_empty() => return None,
         }
     }
-    // The last settlements are on their way; nobody waits for them for long.
     let rest = async {
-        while let Some(Ok(reply)) = replies.next().await {
-            settled(job, &reply.data);
+        while !unsettled.is_empty() {
+            let Some(Ok(reply)) = replies.next().await else { return };
+            unsettled.remove(&settled(job, &reply.data));
         }
     };
-    let _ = timeout(Duration::from_secs(1), rest).await;
+    let _ = timeout(SETTLED_MAX, rest).await;
     Some(())
 }
 
-fn settled(job: &Job, body: &[u8]) {
+/// Returns the number of the message that the settlement is about.
+fn settled(job: &Job, body: &[u8]) -> u32 {
     let answer: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
     let key = answer["message_id"].as_str().and_then(Key::parse);
     if let (Some(key), Some(told)) = (key, meaning(&answer)) {
         job.recorder.told(key, told);
     }
+    key.map_or(u32::MAX, |key| key.number)
 }

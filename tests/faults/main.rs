@@ -140,6 +140,7 @@ fn tell(scenario: &Scenario, seed: u64, took: Duration, mut outcome: Outcome) ->
         println!("  seed {seed}; closes by code: {:?}", outcome.closes);
         outcome.troubles.iter().for_each(|trouble| println!("  {trouble}"));
         outcome.timeline.iter().for_each(|line| println!("  {line}"));
+        println!("  the nodes' logs are in {}", outcome.folder.keep().display());
     }
     good
 }

@@ -57,6 +57,7 @@ impl NodeProcess {
             .env("WARREN_PING_INTERVAL_MS", "4000")
             .env("WARREN_PONG_TIMEOUT_MS", "4000")
             .env("WARREN_DRAIN_MS", "4000")
+            .env("WARREN_LOG", "info,warren::bus::rabbit::mail=debug")
             .envs(settings.more.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -75,7 +76,8 @@ impl NodeProcess {
     }
 
     pub async fn ready(&self) {
-        eventually(&format!("{} is ready", self.name), START_MAX, || self.is_ready()).await;
+        eventually(&format!("{} is ready; see {:?}", self.name, self.log()), START_MAX, || self.is_ready())
+            .await;
     }
 
     pub fn signal(&self, signal: &str) {
@@ -131,22 +133,29 @@ impl Drop for NodeProcess {
 }
 
 /// A folder for logs that is removed unless somebody has to read them.
-pub struct Folder(pub PathBuf);
+pub struct Folder(Option<PathBuf>);
 
 impl Folder {
     pub fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("warren-faults-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&path).unwrap();
-        Self(path)
+        Self(Some(path))
     }
 
     pub fn path(&self) -> &Path {
-        &self.0
+        self.0.as_deref().unwrap()
+    }
+
+    /// Leaves it where it is.
+    pub fn keep(mut self) -> PathBuf {
+        self.0.take().unwrap()
     }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        if let Some(path) = &self.0 {
+            let _ = std::fs::remove_dir_all(path);
+        }
     }
 }

@@ -55,7 +55,7 @@ pub struct World {
     publishers: JoinSet<()>,
     /// Those that are meant to be connected all the time.
     served: Vec<u32>,
-    _folder: Folder,
+    folder: Folder,
 }
 
 /// What came of a scenario.
@@ -65,6 +65,7 @@ pub struct Outcome {
     pub troubles: Vec<String>,
     pub closes: Vec<(u16, u32)>,
     pub timeline: Vec<String>,
+    pub folder: Folder,
 }
 
 impl World {
@@ -105,7 +106,7 @@ impl World {
             devices: JoinSet::new(),
             publishers: JoinSet::new(),
             served: vec![],
-            _folder: folder,
+            folder,
         }
     }
 
@@ -256,7 +257,7 @@ impl World {
         let timeline = crate::report::timeline(&history, &verdict, &self.nodes);
         drop(self.nodes);
         self.stage.clear(&self.prefix).await;
-        (self.stage, Outcome { verdict, troubles, closes, timeline })
+        (self.stage, Outcome { verdict, troubles, closes, timeline, folder: self.folder })
     }
 }
 
