@@ -7,7 +7,6 @@
 
 mod backend;
 #[path = "../support/broker.rs"]
-#[allow(dead_code)] // Other tests use the rest.
 mod broker;
 mod checker;
 mod clients;
@@ -19,7 +18,6 @@ mod options;
 mod publishers;
 mod record;
 #[path = "../support/relay.rs"]
-#[allow(dead_code)] // Other tests use the rest.
 mod relay;
 mod report;
 mod scenario;

@@ -69,7 +69,7 @@ impl People {
                 _ => Habit::Steady,
             };
             let home = match self {
-                Self::OnTarget(_) if user % 16 == 0 => 0,
+                Self::OnTarget(_) if user.is_multiple_of(16) => 0,
                 Self::OnTarget(_) => 1,
                 _ => (user + index % per_user) as usize % 3,
             };

@@ -1,5 +1,7 @@
 //! The broker of the tests: a fresh vhost for each test, or a private broker for tests that disturb it.
 
+#![allow(dead_code)] // Several test binaries share this; each uses a part.
+
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;

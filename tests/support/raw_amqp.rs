@@ -1,5 +1,7 @@
 //! Just enough AMQP 0-9-1 to publish what no decent client would.
 
+#![allow(dead_code)] // Several test binaries share this; each uses a part.
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 

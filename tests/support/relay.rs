@@ -1,5 +1,7 @@
 //! A TCP relay between a bus and its broker that can be cut, paused, half-opened or made to refuse.
 
+#![allow(dead_code)] // Several test binaries share this; each uses a part.
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
