@@ -24,11 +24,17 @@ async fn kill(world: &mut World, node: usize) {
     bring_back(world, node).await;
 }
 
+/// The node that consumes ingress.
+async fn origin(world: &World) -> usize {
+    let holder = world.stage.ingress_holder(&world.prefix).await;
+    let found = world.nodes.iter().position(|node| Some(&node.name) == holder.as_ref());
+    found.expect("a node consumes ingress")
+}
+
 /// The node that consumes ingress, killed while messages wait for the receipts of a node that does not answer.
 pub fn kill_origin(world: &mut World) -> BoxFuture<'_, ()> {
     async move {
-        let holder = world.stage.ingress_holder(&world.prefix).await.unwrap_or_else(|| "node0".into());
-        let origin = world.nodes.iter().position(|node| node.name == holder).unwrap_or(0);
+        let origin = origin(world).await;
         let target = (origin + 1) % world.nodes.len();
         world.nodes[target].signal("STOP");
         world.recorder.act(format!("SIGSTOP node{target}"));
@@ -39,6 +45,25 @@ pub fn kill_origin(world: &mut World) -> BoxFuture<'_, ()> {
         world.recorder.heal(format!("SIGCONT node{target}"));
         world.recovered().await;
         bring_back(world, origin).await;
+    }
+    .boxed()
+}
+
+/// The node that consumes ingress and one that it awaits receipts from, at the same moment: what was under way
+/// between them exists nowhere but in the ingress queue and at its publishers.
+pub fn kill_both(world: &mut World) -> BoxFuture<'_, ()> {
+    async move {
+        let origin = origin(world).await;
+        let target = (origin + 1) % world.nodes.len();
+        world.nodes[target].signal("STOP");
+        world.recorder.act(format!("SIGSTOP node{target}"));
+        sleep(Duration::from_millis(world.chance.pick(300..800))).await;
+        world.nodes[origin].kill();
+        world.nodes[target].kill();
+        world.recorder.heal(format!("kill -9 node{origin}, which consumes ingress, and node{target}"));
+        world.recovered().await;
+        bring_back(world, origin).await;
+        bring_back(world, target).await;
     }
     .boxed()
 }
