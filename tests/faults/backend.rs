@@ -134,7 +134,7 @@ async fn converse(
 /// Returns the number of the message that the settlement is about.
 fn settled(job: &Job, body: &[u8]) -> u32 {
     let answer: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
-    let key = answer["message_id"].as_str().and_then(Key::parse);
+    let key = answer["id"].as_str().and_then(Key::parse);
     if let (Some(key), Some(told)) = (key, meaning(&answer)) {
         job.recorder.told(key, told);
     }

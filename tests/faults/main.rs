@@ -88,7 +88,7 @@ async fn run(options: Options) -> ExitCode {
     }
     if let Some(path) = &options.table {
         let rows: Vec<_> = rows.into_values().collect();
-        std::fs::write(path, report::table(&rows, &options.seeds)).unwrap();
+        report::write_table(path, &report::table(&rows, &options.seeds));
         println!("the table is in {}", path.display());
     }
     failed.iter().for_each(|replay| println!("again: {replay}"));

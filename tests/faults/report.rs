@@ -1,6 +1,7 @@
 //! What a person reads: a line for each scenario, a timeline when one fails, and the table for the README.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use crate::checker::Verdict;
 use crate::nodes::NodeProcess;
@@ -78,6 +79,16 @@ pub fn table(rows: &[Row], seeds: &[u64]) -> String {
     let seeds: Vec<_> = seeds.iter().map(u64::to_string).collect();
     let _ = writeln!(out, "\nSeeds {}; made by `./test faults --table`.", seeds.join(", "));
     out
+}
+
+/// Puts the table into a document between its marks.
+pub fn write_table(path: &Path, table: &str) {
+    const BEGIN: &str = "<!-- fault table: begin -->\n";
+    const END: &str = "<!-- fault table: end -->";
+    let document = std::fs::read_to_string(path).unwrap();
+    let (before, rest) = document.split_once(BEGIN).expect("the mark where the table begins");
+    let (_, after) = rest.split_once(END).expect("the mark where the table ends");
+    std::fs::write(path, format!("{before}{BEGIN}{table}{END}{after}")).unwrap();
 }
 
 /// What happened in which order: what was done, the first offences with their messages' lives, and the nodes' logs.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use deadpool_lapin::{Config, Pool, PoolConfig, Runtime, Timeouts};
+use deadpool_lapin::{Config, Connection, Pool, PoolConfig, Runtime, Timeouts};
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::protocol::AMQPSoftError;
 use lapin::types::{FieldTable, ShortString};
@@ -27,6 +27,9 @@ const SLOT_DEADLINE: Duration = Duration::from_secs(3);
 const CONNECTIONS: usize = 2;
 /// Requests at the same time.
 const CHANNELS: usize = 8;
+/// Channels that a connection gives out in its life. When their numbers come round again, the client library takes
+/// a new channel for the one that the broker once closed under the same number, and fails it with the old error.
+const CONNECTION_CHANNELS: u16 = 1000;
 /// The client library remembers every queue that a channel has ever declared; an old channel is replaced.
 const CHANNEL_USES: u32 = 256;
 
@@ -97,20 +100,14 @@ impl Admin {
 
     /// A channel for the caller alone.
     pub async fn channel(&self) -> Result<Channel, LinkError> {
-        let mut last = LinkError::Ended("no broker is known");
         for _ in 0..self.pools.len() {
             let current = self.current.load(Ordering::Relaxed) % self.pools.len();
-            let connection = match self.pools[current].get().await {
-                Ok(connection) => connection,
-                Err(_) => {
-                    last = LinkError::Ended("no pooled connection");
-                    self.current.store(current + 1, Ordering::Relaxed);
-                    continue;
-                }
-            };
-            return Ok(connection.create_channel().await?);
+            match fresh(&self.pools[current]).await {
+                Some(connection) => return Ok(connection.create_channel().await?),
+                None => self.current.store(current + 1, Ordering::Relaxed),
+            }
         }
-        Err(last)
+        Err(LinkError::Ended("no broker can be reached"))
     }
 
     /// The right to ask something: in a crowd, everybody is served faster when few are served at a time.
@@ -194,6 +191,20 @@ pub async fn look(channel: &Channel, queue: &str) -> Result<Content, LinkError> 
 
 pub async fn in_time<T>(work: impl Future<Output = Result<T, LinkError>>) -> Result<T, LinkError> {
     timeout(ADMIN_DEADLINE, work).await.unwrap_or(Err(LinkError::Late("a request about a mailbox")))
+}
+
+/// A connection that has not given out many channels yet. One that has is left to the channels that still use
+/// it, and closes with the last of them.
+async fn fresh(pool: &Pool) -> Option<Connection> {
+    loop {
+        let connection = pool.get().await.ok()?;
+        let most = CONNECTION_CHANNELS.min(connection.configuration().channel_max() / 2);
+        // Each loan gives out one channel.
+        if Connection::metrics(&connection).recycle_count < usize::from(most) {
+            return Some(connection);
+        }
+        drop(Connection::take(connection));
+    }
 }
 
 fn pool(url: &str, name: String) -> Option<Pool> {
