@@ -73,10 +73,10 @@ impl People {
                 Self::OnTarget(_) => 1,
                 _ => (user + index % per_user) as usize % 3,
             };
-            // What is only written to the socket of somebody who vanishes counts as delivered, so these
-            // acknowledge; of the others every second one.
-            let promises =
-                matches!(habit, Habit::Vanishes | Habit::NeverAcks) || matches!(self, Self::Acknowledging(_));
+            // What is only written to the socket of somebody who vanishes, or is cut off for reading too
+            // slowly, counts as delivered, so these acknowledge; of the others every second one.
+            let promises = matches!(habit, Habit::Vanishes | Habit::NeverAcks | Habit::Crawls)
+                || matches!(self, Self::Acknowledging(_));
             Device { index, user, habit, acks: promises || user % 4 < 2, home }
         };
         (0..self.users() * per_user).map(device).collect()
