@@ -26,6 +26,8 @@ pub const READERS: usize = 16;
 const PARKED_MAX: usize = 64;
 /// How long a mailbox is left alone that another node hands out, or that could not be handed out.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long a mailbox is left alone that could not be reached at all.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// How often a mailbox that cannot be opened is tried before the gate opens all the same.
 const TRIES_MAX: u8 = 20;
 /// Users in one notice.
@@ -223,8 +225,18 @@ impl Router {
             gate.tries = gate.tries.saturating_add(1);
             gate.tries
         };
-        if !self.hub.holds(&user) || matches!(look, Look::Unreachable) && tries > TRIES_MAX {
+        if !self.hub.holds(&user) {
             return self.open_gate(&user).await;
+        }
+        if matches!(look, Look::Unreachable) && tries > TRIES_MAX {
+            self.open_gate(&user).await;
+            let router = self.clone();
+            // What is new need not wait for it, but what is in it must not be forgotten.
+            tokio::spawn(async move {
+                tokio::time::sleep(AGAIN_AFTER).await;
+                router.mail_for(&user);
+            });
+            return;
         }
         let pause = match look {
             Look::Interrupted => PAUSE * 2u32.pow(tries.min(3).into()),
