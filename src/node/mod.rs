@@ -38,7 +38,7 @@ use worker_thread::WorkerThread;
 /// What remains of the drain time after the last session was told to go, for close frames to cross.
 const DRAIN_TAIL: Duration = Duration::from_millis(1_500);
 /// How long a drained node waits for the receipts of its last messages.
-const SETTLE_MAX: Duration = Duration::from_secs(2);
+const SETTLE_MAX: Duration = Duration::from_secs(5);
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
 #[derive(Debug, thiserror::Error)]
@@ -284,6 +284,8 @@ impl Node {
             }
         };
         let _ = tokio::time::timeout(SETTLE_MAX, settled).await;
+        // Nobody else knows of what this node has stored last.
+        self.router.announce_mail();
         self.router.directory().bye().await;
         self.bus.leave();
         self.lifecycle.advance(Phase::Stopped);

@@ -60,9 +60,10 @@ impl Pending {
 }
 
 impl Router {
-    /// Messages that await their receipts.
+    /// Messages that are not settled yet: they await their receipts, their turn, or their place in a mailbox.
     pub fn pending(&self) -> usize {
-        self.lock_pending().len()
+        let pending = self.lock_pending().len();
+        pending + self.lock_lines().waiting()
     }
 
     fn lock_pending(&self) -> MutexGuard<'_, Receipts<Pending>> {
@@ -238,7 +239,8 @@ impl Router {
 
     /// A deposit is over: whoever holds the user meanwhile must hand it out before anything newer.
     fn deposited(self: &Arc<Self>, user: &UserId, outcome: Outcome) {
-        if outcome == Outcome::Confirmed {
+        // An answer that did not come in time may have been a yes: better looked for than forgotten.
+        if matches!(outcome, Outcome::Confirmed | Outcome::Unavailable) {
             let nodes = self.directory.nodes_of(Key::user(user));
             if !nodes.is_empty() {
                 let mail = Mail { users: vec![user.clone()] };

@@ -98,6 +98,11 @@ impl<T> Lines<T> {
         next
     }
 
+    /// What is held or being stored.
+    pub(super) fn waiting(&self) -> usize {
+        self.held + self.lines.values().map(|line| line.deposits as usize).sum::<usize>()
+    }
+
     fn line(&mut self, user: &UserId) -> &mut Line<T> {
         let new = || Line { attempts: 0, deposits: 0, held: VecDeque::new(), releasing: false };
         self.lines.entry(user.clone()).or_insert_with(new)
