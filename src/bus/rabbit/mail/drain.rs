@@ -26,6 +26,7 @@ pub const DRAINS_MAX: usize = 256;
 /// How long an opening waits for its turn.
 const TURN_DEADLINE: Duration = Duration::from_secs(5);
 const PREFETCH: u16 = 64;
+const CLOSE_MAX: Duration = Duration::from_secs(1);
 /// What a consumer got before it was cancelled, and what the next one gets.
 const WINDOW: usize = 2 * PREFETCH as usize;
 /// How long an acknowledgement waits for those before it, so that one frame can speak for many.
@@ -48,14 +49,7 @@ pub enum Started {
 
 pub async fn open(admin: &Admin, queue: String) -> Result<Started, MailboxError> {
     let slot = admin.slot().await.map_err(|_| MailboxError)?;
-    let consuming = in_time(async {
-        let channel = admin.channel().await?;
-        // Before the consumer, which keeps the prefetch of its start.
-        channel.basic_qos(PREFETCH, BasicQosOptions { global: false }).await?;
-        let consumer = consume(&channel, &queue).await?;
-        Ok((channel, consumer))
-    });
-    let consuming = consuming.await;
+    let consuming = start(admin, &queue).await;
     drop(slot);
     match consuming {
         Ok((channel, consumer)) => {
@@ -67,6 +61,24 @@ pub async fn open(admin: &Admin, queue: String) -> Result<Started, MailboxError>
         Err(error) => {
             debug!(%error, queue, "cannot open a mailbox");
             Err(MailboxError)
+        }
+    }
+}
+
+async fn start(admin: &Admin, queue: &str) -> Result<(Channel, Consumer), LinkError> {
+    let channel = in_time(admin.channel()).await?;
+    let consuming = in_time(async {
+        // Before the consumer, which keeps the prefetch of its start.
+        channel.basic_qos(PREFETCH, BasicQosOptions { global: false }).await?;
+        consume(&channel, queue).await
+    });
+    match consuming.await {
+        Ok(consumer) => Ok((channel, consumer)),
+        Err(error) => {
+            // A broker that is slow may still begin to consume, and nobody else could open the mailbox for as
+            // long as the connection lives.
+            let _ = timeout(CLOSE_MAX, channel.close(200, "given up".into())).await;
+            Err(error)
         }
     }
 }
@@ -104,7 +116,7 @@ impl Drain {
             Ending::Interrupted
         });
         // First the channel, so that nobody who hears of the end finds the mailbox busy.
-        let _ = timeout(Duration::from_secs(1), channel.close(200, "done".into())).await;
+        let _ = timeout(CLOSE_MAX, channel.close(200, "done".into())).await;
         if ending == Ending::Emptied {
             removal.later(queue);
         }
