@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot, OwnedSemaphorePermit, Semaphore};
-use tokio::time::{timeout_at, Instant};
+use tokio::time::{sleep, timeout_at, Instant};
 use tracing::debug;
 
 use super::super::publisher::{units, LaneInbox, WINDOW_UNITS};
@@ -26,6 +26,10 @@ const LINE_MAX: usize = 1024;
 const BATCH: usize = 64;
 /// How often a mailbox is made for one deposit, when it is gone again each time.
 const MAKES_MAX: usize = 3;
+/// How long a mailbox that is gone stays gone. A deposit that was confirmed and lost with its queue would else
+/// take the next queue of that name for its own: so it trusts a look only within this time from its publish,
+/// and nobody makes the queue anew before that time is over from when it was seen to be gone.
+const GONE_FOR: Duration = Duration::from_millis(500);
 /// Answers are given this much before they are due.
 const MARGIN: Duration = Duration::from_millis(200);
 
@@ -124,13 +128,14 @@ impl Store {
 
     async fn store(&self, queue: &Queue, mut batch: Vec<Deposit>, mut known: bool) -> bool {
         for _ in 0..=MAKES_MAX {
+            let published = Instant::now();
             let sent = self.publish(&queue.name, batch, known).await;
             // The broker confirms, too, what it loses with a queue that is being removed: only a queue that is
             // seen alive after the confirm has stored it. Looking also renews the lease of the queue, which
             // publishing does not.
             let alive = if sent.iter().any(|(_, confirmed)| *confirmed) {
                 match self.admin.look(&queue.name).await {
-                    Ok(content) => content.is_some(),
+                    Ok(content) => content.is_some() && published.elapsed() < GONE_FOR,
                     Err(error) => {
                         debug!(%error, queue = queue.name, "cannot look for a mailbox");
                         return false;
@@ -154,6 +159,7 @@ impl Store {
             if batch.is_empty() {
                 return true;
             }
+            sleep(GONE_FOR).await;
             if let Err(error) = self.admin.declare(queue).await {
                 debug!(%error, queue = queue.name, "cannot make a mailbox");
                 return false;
