@@ -238,7 +238,8 @@ impl Router {
 
     /// A deposit is over: whoever holds the user meanwhile must hand it out before anything newer.
     fn deposited(self: &Arc<Self>, user: &UserId, outcome: Outcome) {
-        if outcome == Outcome::Confirmed {
+        // Without an answer in time it may be there all the same; nobody else would ever say so.
+        if matches!(outcome, Outcome::Confirmed | Outcome::Unavailable) {
             let nodes = self.directory.nodes_of(Key::user(user));
             if !nodes.is_empty() {
                 let mail = Mail { users: vec![user.clone()] };
