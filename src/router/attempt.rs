@@ -239,7 +239,7 @@ impl Router {
 
     /// A deposit is over: whoever holds the user meanwhile must hand it out before anything newer.
     fn deposited(self: &Arc<Self>, user: &UserId, outcome: Outcome) {
-        // An answer that did not come in time may have been a yes: better looked for than forgotten.
+        // Without an answer in time it may be there all the same; nobody else would ever say so.
         if matches!(outcome, Outcome::Confirmed | Outcome::Unavailable) {
             let nodes = self.directory.nodes_of(Key::user(user));
             if !nodes.is_empty() {
