@@ -91,6 +91,21 @@ pub fn write_table(path: &Path, table: &str) {
     std::fs::write(path, format!("{before}{BEGIN}{table}{END}{after}")).unwrap();
 }
 
+const BEGIN: &str = "<!-- fault table: begin -->\n";
+const END: &str = "<!-- fault table: end -->";
+
+/// Puts the table between its marks in a file that has them; else the file is the table.
+pub fn write_table(path: &std::path::Path, table: &str) {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let marked = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
+    let text = match marked {
+        Some((before, after)) => format!("{before}{BEGIN}{table}{END}{after}"),
+        None => table.to_owned(),
+    };
+    std::fs::write(path, text).unwrap();
+    println!("the table is in {}", path.display());
+}
+
 /// What happened in which order: what was done, the first offences with their messages' lives, and the nodes' logs.
 pub fn timeline(history: &History, verdict: &Verdict, nodes: &[NodeProcess]) -> Vec<String> {
     let mut events: Vec<(u64, String)> = vec![];
