@@ -81,21 +81,11 @@ pub fn table(rows: &[Row], seeds: &[u64]) -> String {
     out
 }
 
-/// Puts the table into a document between its marks.
-pub fn write_table(path: &Path, table: &str) {
-    const BEGIN: &str = "<!-- fault table: begin -->\n";
-    const END: &str = "<!-- fault table: end -->";
-    let document = std::fs::read_to_string(path).unwrap();
-    let (before, rest) = document.split_once(BEGIN).expect("the mark where the table begins");
-    let (_, after) = rest.split_once(END).expect("the mark where the table ends");
-    std::fs::write(path, format!("{before}{BEGIN}{table}{END}{after}")).unwrap();
-}
-
 const BEGIN: &str = "<!-- fault table: begin -->\n";
 const END: &str = "<!-- fault table: end -->";
 
 /// Puts the table between its marks in a file that has them; else the file is the table.
-pub fn write_table(path: &std::path::Path, table: &str) {
+pub fn write_table(path: &Path, table: &str) {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let marked = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
     let text = match marked {
@@ -103,7 +93,6 @@ pub fn write_table(path: &std::path::Path, table: &str) {
         None => table.to_owned(),
     };
     std::fs::write(path, text).unwrap();
-    println!("the table is in {}", path.display());
 }
 
 /// What happened in which order: what was done, the first offences with their messages' lives, and the nodes' logs.
