@@ -26,7 +26,7 @@ use crate::bus::{Link, MailboxError, Opened, Outcome, Properties, Publishing};
 use crate::ids::UserId;
 use admin::Admin;
 use drain::DRAINS_MAX;
-use probe::{Probed, Recent};
+use probe::Probed;
 use removal::Removal;
 
 /// Everything about mailboxes that one bus has.
@@ -35,7 +35,6 @@ pub struct Mail {
     topology: Topology,
     link: watch::Receiver<Link>,
     admin: Arc<Admin>,
-    recent: Arc<Recent>,
     deposits: deposits::Inbox,
     removal: Removal,
     drains: Arc<Semaphore>,
@@ -56,8 +55,7 @@ impl Mail {
             tasks.spawn(removing);
         }
         let drains = Arc::new(Semaphore::new(DRAINS_MAX));
-        let recent = Arc::default();
-        Self { topology, link: shared.link.subscribe(), admin, recent, deposits, removal, drains, tasks }
+        Self { topology, link: shared.link.subscribe(), admin, deposits, removal, drains, tasks }
     }
 
     pub fn deposit(&self, user: &UserId, properties: Properties, body: Bytes, answer: Answer) {
@@ -76,7 +74,7 @@ impl Mail {
     pub async fn open(self, user: UserId) -> Result<Opened, MailboxError> {
         self.linked()?;
         let queue = self.topology.mailbox_name(&user);
-        match probe::probe(&self.admin, &self.removal, &self.recent, &queue).await? {
+        match probe::probe(&self.admin, &queue).await? {
             Probed::Missing => return Ok(Opened::Empty),
             Probed::Empty => {
                 // Left behind by a node that ended before it removed it, or about to be removed.

@@ -46,11 +46,6 @@ impl Removal {
             waiting.insert(queue);
         }
     }
-
-    /// Whether it was emptied so recently that it must not be removed yet.
-    pub fn waits_for(&self, queue: &str) -> bool {
-        lock(&self.waiting).contains(queue)
-    }
 }
 
 fn lock(waiting: &Mutex<HashSet<String>>) -> MutexGuard<'_, HashSet<String>> {
