@@ -155,7 +155,7 @@ pub fn all() -> Vec<Scenario> {
         ordered(new("none", "nothing is done: the figures to compare with", calm::nothing).quick()),
         new("kill-origin", "`kill -9` of the node that publishers use, while its messages are under way", nodes::kill_origin).within_ms(5_000).quick(),
         new("kill-target", "`kill -9` of a node with 200 clients", nodes::kill_target).people(OnTarget(214)).rate(800).within_ms(5_000).quick(),
-        new("kill-both", "`kill -9` of two nodes at once, while messages are under way between them", nodes::kill_both).within_ms(5_000),
+        new("kill-both", "`kill -9` of two nodes at once, while messages are under way between them", nodes::kill_both),
         new("kill-bystander", "`kill -9` of a node without publishers and clients", nodes::kill_bystander).people(OnTarget(90)).within_ms(5_000),
         new("stop-5s", "SIGSTOP of a node for 5 s", nodes::stop_short),
         new("stop-45s", "SIGSTOP of a node for 45 s", nodes::stop_long),
