@@ -29,7 +29,7 @@ const MAKES_MAX: usize = 3;
 /// How long a mailbox that is gone stays gone. A deposit that was confirmed and lost with its queue would else
 /// take the next queue of that name for its own: so it trusts a look only within this time from its publish,
 /// and nobody makes the queue anew before that time is over from when it was seen to be gone.
-const GONE_FOR: Duration = Duration::from_millis(500);
+pub const GONE_FOR: Duration = Duration::from_millis(500);
 /// Answers are given this much before they are due.
 const MARGIN: Duration = Duration::from_millis(200);
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery as LapinDelivery;
-use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::protocol::AMQPSoftError;
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer};
@@ -27,8 +27,8 @@ pub const DRAINS_MAX: usize = 256;
 const TURN_DEADLINE: Duration = Duration::from_secs(5);
 const PREFETCH: u16 = 64;
 const CLOSE_MAX: Duration = Duration::from_secs(1);
-/// What a consumer got before it was cancelled, and what the next one gets.
-const WINDOW: usize = 2 * PREFETCH as usize;
+/// Messages that are handed out and not acknowledged: what the broker gives before it hears of acknowledgements.
+const WINDOW: usize = PREFETCH as usize;
 /// How long an acknowledgement waits for those before it, so that one frame can speak for many.
 const SINGLES_AFTER: Duration = Duration::from_millis(10);
 /// Messages that were counted may expire before they are handed out.
@@ -98,25 +98,29 @@ pub struct Drain {
 }
 
 impl Drain {
-    pub async fn run(self, removal: &Removal) {
-        let Self { channel, queue, consumer, mail, end } = self;
-        let (verdicts, settled) = mpsc::channel(WINDOW);
-        let hand_out = HandOut {
-            channel: &channel,
-            queue: &queue,
-            mail: &mail,
-            verdicts,
-            settled,
-            tracker: AckTracker::default(),
-            unsettled: 0,
-            tick: ticks(),
+    pub async fn run(self, admin: &Admin, removal: &Removal) {
+        let Self { mut channel, queue, mut consumer, mail, end } = self;
+        let ending = loop {
+            let handed_out = HandOut::new(&channel, &queue, &mail).run(&mut consumer).await;
+            // First the channel, so that nobody who hears of the end finds the mailbox busy.
+            let _ = timeout(CLOSE_MAX, channel.close(200, "done".into())).await;
+            // Not before: it would cancel itself, and leave an unused queue with messages that are out.
+            drop(consumer);
+            let emptied = match handed_out {
+                Ok(Ending::Emptied) => restart(admin, &queue).await,
+                Ok(Ending::Interrupted) => break Ending::Interrupted,
+                Err(error) => Err(error),
+            };
+            match emptied {
+                Ok(None) => break Ending::Emptied,
+                Ok(Some(again)) => (channel, consumer) = again,
+                Err(error) => {
+                    debug!(%error, queue, "a mailbox was interrupted");
+
+                    break Ending::Interrupted;
+                }
+            }
         };
-        let ending = hand_out.run(consumer).await.unwrap_or_else(|error| {
-            debug!(%error, queue, "a mailbox was interrupted");
-            Ending::Interrupted
-        });
-        // First the channel, so that nobody who hears of the end finds the mailbox busy.
-        let _ = timeout(CLOSE_MAX, channel.close(200, "done".into())).await;
         if ending == Ending::Emptied {
             removal.later(queue);
         }
@@ -124,6 +128,21 @@ impl Drain {
         // The end of the mail comes last: whoever sees it may ask for the reason.
         drop(mail);
     }
+}
+
+/// Looks again after the channel was closed, and begins again unless the mailbox is empty.
+///
+/// The broker may answer a look before it sends what it has already taken out of the queue for the consumer: only
+/// after the closing is all of it counted again.
+async fn restart(admin: &Admin, queue: &str) -> Result<Option<(Channel, Consumer)>, LinkError> {
+    match admin.look(queue).await? {
+        Some(content) if content.ready > 0 => {}
+        _ => return Ok(None),
+    }
+    let slot = admin.slot().await?;
+    let started = start(admin, queue).await.map(Some);
+    drop(slot);
+    started
 }
 
 fn ticks() -> Interval {
@@ -143,37 +162,22 @@ struct HandOut<'a> {
     tick: Interval,
 }
 
-impl HandOut<'_> {
-    async fn run(mut self, mut consumer: Consumer) -> Result<Ending, LinkError> {
-        loop {
-            if self.until_empty(&mut consumer).await? == Ending::Interrupted {
-                return Ok(Ending::Interrupted);
-            }
-            // What was handed to the consumer before the broker heard of the cancellation still comes out of it.
-            let late = in_time(async {
-                self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
-                let late: Vec<_> = consumer.by_ref().collect().await;
-                Ok(late)
-            })
-            .await?;
-            for delivery in late {
-                self.hand(delivery?);
-            }
-            if self.unsettled == 0 && self.ready().await? == 0 {
-                return Ok(Ending::Emptied);
-            }
-            consumer = in_time(consume(self.channel, self.queue)).await?;
-        }
+impl<'a> HandOut<'a> {
+    fn new(channel: &'a Channel, queue: &'a str, mail: &'a mpsc::Sender<Delivery>) -> Self {
+        let (verdicts, settled) = mpsc::channel(WINDOW);
+        let tracker = AckTracker::default();
+        Self { channel, queue, mail, verdicts, settled, tracker, unsettled: 0, tick: ticks() }
     }
 
-    /// Hands out until everything is acknowledged and nothing is waiting.
-    async fn until_empty(&mut self, consumer: &mut Consumer) -> Result<Ending, LinkError> {
+    /// Hands out until everything is acknowledged and nothing is waiting. What the broker gives to the consumer
+    /// after that goes back into the mailbox when the channel is closed: there is no moment in which messages
+    /// are out and the queue looks empty and unused.
+    async fn run(mut self, consumer: &mut Consumer) -> Result<Ending, LinkError> {
         let mut batch = Vec::new();
         let mut look = true;
         loop {
             if look && self.unsettled == 0 {
                 look = false;
-                // Deliveries on this channel come before an answer that was given after them.
                 let ready = self.ready().await?;
                 match consumer.next().now_or_never() {
                     Some(Some(delivery)) => self.hand(delivery?),

@@ -3,9 +3,10 @@
 //! Removing a queue while others publish into it is the delicate part. The broker looks whether the queue is
 //! empty and then forgets its name; a message that is routed to the queue in between is lost, *and confirmed*.
 //! So a deposit counts only when its queue is seen alive after the confirm ([`deposits`]); otherwise it is made
-//! again. And a mailbox that was emptied is removed only after a while in which that look has long been taken
-//! ([`removal`]), so that a deposit which was handed out already is not mistaken for a lost one. What is left is
-//! this: another node makes the mailbox anew between the loss and the look, both within a millisecond or two.
+//! again. A mailbox that was emptied is removed only after a while in which that look has long been taken, so that
+//! a deposit which was handed out already is not mistaken for a lost one. And the look must not find another
+//! queue of the same name: one that is gone is made anew only after a while, and one that was just made anew is
+//! not removed ([`removal`]).
 
 mod admin;
 mod deposits;
@@ -91,13 +92,13 @@ impl Mail {
             drain::Started::Busy => return Ok(Opened::Busy),
             drain::Started::Mail(drain, mailbox) => (drain, mailbox),
         };
-        let removal = self.removal.clone();
+        let (admin, removal) = (self.admin.clone(), self.removal.clone());
         // The bus may have been closed meanwhile, and with it the tasks.
         self.linked()?;
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
         tasks.spawn(async move {
-            drain.run(&removal).await;
+            drain.run(&admin, &removal).await;
             drop(permit);
         });
         Ok(Opened::Mail(mailbox))

@@ -6,18 +6,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::{stream, StreamExt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, Semaphore};
 use tokio::time::{sleep_until, Instant};
 use tracing::debug;
 
-use super::admin::Admin;
+use super::super::connection::LinkError;
+use super::admin::{Admin, Removed};
+use super::deposits::GONE_FOR;
 
-/// Long after every look for a queue that follows a confirmed deposit.
-pub const REMOVED_AFTER: Duration = Duration::from_secs(2);
+/// The looks before a removal, each this long after the last one. The first comes long after every look that
+/// follows a confirmed deposit.
+const PAUSES: [Duration; 3] =
+    [Duration::from_millis(1_300), Duration::from_millis(350), Duration::from_millis(350)];
 /// More emptied mailboxes than this at a time are left to their next opening, or to expire.
 const WAITING_MAX: usize = 65_536;
+/// Removals under way; most of their time is pauses.
+const AT_A_TIME: usize = 256;
 /// Some of the pooled channels stay free for others.
-const AT_A_TIME: usize = 4;
+const REQUESTS: usize = 4;
 
 /// Queues that are to be removed.
 #[derive(Clone)]
@@ -41,8 +47,7 @@ impl Removal {
         if waiting.contains(&queue) {
             return;
         }
-        let due = Instant::now() + REMOVED_AFTER;
-        if self.queues.try_send((due, queue.clone())).is_ok() {
+        if self.queues.try_send((Instant::now(), queue.clone())).is_ok() {
             waiting.insert(queue);
         }
     }
@@ -55,19 +60,54 @@ fn lock(waiting: &Mutex<HashSet<String>>) -> MutexGuard<'_, HashSet<String>> {
 async fn run(
     admin: Arc<Admin>,
     waiting: Arc<Mutex<HashSet<String>>>,
-    due: mpsc::Receiver<(Instant, String)>,
+    emptied: mpsc::Receiver<(Instant, String)>,
 ) {
-    let due = stream::unfold(due, |mut due| async { due.recv().await.map(|next| (next, due)) });
+    let emptied =
+        stream::unfold(emptied, |mut emptied| async { emptied.recv().await.map(|next| (next, emptied)) });
+    let requests = Semaphore::new(REQUESTS);
     let remove = |(at, queue): (Instant, String)| {
-        let (admin, waiting) = (&admin, &waiting);
+        let (admin, waiting, requests) = (&admin, &waiting, &requests);
         async move {
-            sleep_until(at).await;
-            lock(waiting).remove(&queue);
-            // It is left alone when new mail came in or somebody reads it; and when the link is gone, to its
-            // next opening.
-            let removed = admin.remove_idle(&queue).await;
+            let removed = remove(admin, requests, at, &queue).await;
             debug!(queue, ?removed, "an emptied mailbox was due");
+            lock(waiting).remove(&queue);
         }
     };
-    due.for_each_concurrent(AT_A_TIME, remove).await;
+    emptied.for_each_concurrent(AT_A_TIME, remove).await;
+}
+
+/// Removes a queue that was there all the time between the first look and the removal: a queue that is gone stays
+/// gone for [`GONE_FOR`], so that looks that are closer together do not miss it. One that somebody just made
+/// anew is in use, and those who know that it is gone may be making it at this moment.
+///
+/// It is left alone when new mail came in or somebody reads it; and when the link is gone or too slow, to its next
+/// opening.
+async fn remove(
+    admin: &Admin,
+    requests: &Semaphore,
+    emptied: Instant,
+    queue: &str,
+) -> Result<Option<Removed>, LinkError> {
+    let [first, pauses @ ..] = PAUSES;
+    sleep_until(emptied + first).await;
+    let mut last: Option<Instant> = None;
+    for pause in pauses {
+        let turn = requests.acquire().await;
+        let asked = Instant::now();
+        match admin.look(queue).await? {
+            Some(content) if content.ready == 0 && !content.consumed => {}
+            _ => return Ok(None),
+        }
+        drop(turn);
+        if last.is_some_and(|last| last.elapsed() >= GONE_FOR) {
+            return Ok(None);
+        }
+        last = Some(asked);
+        sleep_until(asked + pause).await;
+    }
+    let _turn = requests.acquire().await;
+    if last.is_some_and(|last| last.elapsed() >= GONE_FOR) {
+        return Ok(None);
+    }
+    admin.remove_idle(queue).await.map(Some)
 }
