@@ -194,6 +194,7 @@ impl Node {
             message_bytes_max: u32::try_from(config.max_message_bytes).unwrap_or(u32::MAX),
             outbox_bytes_max: config.outbox_bytes,
             publish_rate: config.message_rate,
+            pending_max: config.pending_max,
             in_flight_max: u32::try_from(config.in_flight_per_session).unwrap_or(u32::MAX),
             ping_interval: config.ping_interval,
             pong_timeout: config.pong_timeout,

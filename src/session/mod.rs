@@ -3,12 +3,13 @@
 //! - [`worker`]: a thread's sessions; carries out what the hub tells it; the clock of pings and deadlines.
 //! - `task.rs`: reads one socket and writes what is queued for it.
 //! - `state.rs`: what is known of one session; every frame to a client goes through it.
-//! - `requests.rs`: what a client asks for.
+//! - `requests.rs`: what a client asks for; `replies.rs`: what became of what it published, on the way back.
 //! - `socket.rs`: the way out with its bounded queue; `acks.rs`: what the client has yet to acknowledge.
 //! - `limiter.rs`: how much may come in.
 
 mod acks;
 mod limiter;
+mod replies;
 mod requests;
 mod socket;
 mod state;
@@ -37,6 +38,8 @@ pub struct SessionSettings {
     pub publish_rate: Option<RateLimit>,
     /// Publishes of one session that await their settlement. Overflow policy: `overloaded`.
     pub in_flight_max: u32,
+    /// The same, of all sessions of a worker, and those whose reply is not yet written. Overflow policy: `overloaded`.
+    pub pending_max: usize,
     pub ping_interval: Duration,
     pub pong_timeout: Duration,
     pub auth_timeout: Duration,

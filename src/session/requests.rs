@@ -2,16 +2,14 @@
 
 use std::rc::Rc;
 
-use tokio::sync::oneshot;
-
 use crate::error::{Code, Error};
-use crate::ids::{MessageId, SessionId};
-use crate::metrics::Door;
+use crate::ids::SessionId;
 use crate::protocol::client::{self, PublishRequest, Request, RequestBody};
 use crate::protocol::close::CloseCode;
-use crate::protocol::message::{Message, Sender, Settlement};
-use crate::protocol::server::{self, Settled};
+use crate::protocol::message::Sender;
+use crate::protocol::server;
 use crate::router::now_ms;
+use crate::session::replies::Awaited;
 use crate::session::state::{Phase, Session};
 use crate::session::worker::WorkerState;
 
@@ -132,40 +130,11 @@ fn publish_from(
     if session.in_flight.get() >= worker.settings.in_flight_max {
         return Err(Error::new(Code::Overloaded, "too many publishes await their reply"));
     }
+    let room = worker.replies.reserve()?;
     session.in_flight.set(session.in_flight.get() + 1);
-    let message_id = message.id.clone();
-    let settled = accept(worker, message);
-    let (worker, session, id) = (worker.clone(), session.clone(), id.map(str::to_owned));
-    // Ends with the settlement, which comes within the router's deadlines whatever happens to the session.
-    tokio::task::spawn_local(async move {
-        if let Ok(settlement) = settled.await {
-            worker.settings.metrics.settled(Door::Session, settlement.outcome());
-            reply(&worker, &session, id.as_deref(), &message_id, &settlement);
-        }
-        session.in_flight.set(session.in_flight.get() - 1);
-    });
+    let awaited =
+        Awaited { counter: session.counter, request: id.map(str::to_owned), message: message.id.clone() };
+    // Called within the router's deadlines, whatever happens to the session.
+    worker.router.accept(message, Box::new(move |settlement| room.reply(awaited, settlement)));
     Ok(())
-}
-
-fn accept(worker: &WorkerState, message: Message) -> oneshot::Receiver<Settlement> {
-    let (tell, told) = oneshot::channel();
-    worker.router.accept(
-        message,
-        Box::new(move |settlement| {
-            // The worker may have ended.
-            let _ = tell.send(settlement);
-        }),
-    );
-    told
-}
-
-fn reply(
-    worker: &WorkerState,
-    session: &Session,
-    id: Option<&str>,
-    message_id: &MessageId,
-    settlement: &Settlement,
-) {
-    let text = server::reply_settled(id, &Settled::new(message_id, settlement));
-    session.send_text(&text, worker.now());
 }

@@ -17,6 +17,7 @@ use crate::protocol::server::{self, Limits, Welcome};
 use crate::protocol::wire;
 use crate::router::{now_ms, Router};
 use crate::session::limiter::Bucket;
+use crate::session::replies::{self, Replies, Reply};
 use crate::session::socket::Socket;
 use crate::session::state::{Opening, Phase, Session};
 use crate::session::task::{hear, SessionTask};
@@ -46,6 +47,7 @@ pub(super) struct WorkerState {
     index: u64,
     pub(super) settings: SessionSettings,
     pub(super) router: Arc<Router>,
+    pub(super) replies: Replies,
     sessions: RefCell<Slab<Rc<Session>>>,
     pub(super) scratch: RefCell<Box<[u8]>>,
     sequence: Cell<u64>,
@@ -68,6 +70,7 @@ pub struct Worker {
     state: Rc<WorkerState>,
     commands: Commands,
     admissions: mpsc::Receiver<Admission>,
+    replies: mpsc::Receiver<Reply>,
 }
 
 impl Worker {
@@ -83,10 +86,12 @@ impl Worker {
             publishes_per_second: settings.publish_rate.map_or(0, |rate| rate.per_second.get()),
             in_flight: settings.in_flight_max,
         };
+        let (replies, queue) = Replies::new(settings.pending_max);
         let state = WorkerState {
             index: index as u64,
             settings,
             router,
+            replies,
             sessions: RefCell::default(),
             scratch: RefCell::new(vec![0; SCRATCH_BYTES].into()),
             sequence: Cell::new(rand::random_range(0..SEQUENCE_START_MAX)),
@@ -94,13 +99,14 @@ impl Worker {
             drain: RefCell::new(None),
             limits,
         };
-        Self { state: Rc::new(state), commands, admissions }
+        Self { state: Rc::new(state), commands, admissions, replies: queue }
     }
 
     /// Ends when the hub is gone.
     pub async fn run(mut self) {
         let state = self.state;
         let mut batch = Vec::with_capacity(BATCH_MAX);
+        let mut replies = Vec::with_capacity(replies::BATCH_MAX);
         let mut ticks = tokio::time::interval(state.tick_interval());
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut tick = 0;
@@ -112,6 +118,10 @@ impl Worker {
                     }
                     state.carry_out(&mut batch);
                     // A flood of messages must not keep sockets from being read.
+                    tokio::task::yield_now().await;
+                }
+                _ = self.replies.recv_many(&mut replies, replies::BATCH_MAX) => {
+                    replies::write(&state, &mut replies);
                     tokio::task::yield_now().await;
                 }
                 Some(admission) = self.admissions.recv() => state.adopt(admission),
@@ -207,7 +217,6 @@ impl WorkerState {
     /// The session's task has ended.
     pub(super) fn remove(&self, session: &Session) {
         session.phase.set(Phase::Ended);
-        // Replies under way may keep the session for a while; its messages must not wait for them.
         session.let_go();
         if let Some(identity) = session.identity() {
             self.router.close_session(&identity.user, session.counter);
@@ -224,7 +233,7 @@ impl WorkerState {
         ((counter / self.router.hub().workers() as u64) % SLOTS) as usize
     }
 
-    fn find(&self, counter: u64) -> Option<Rc<Session>> {
+    pub(super) fn find(&self, counter: u64) -> Option<Rc<Session>> {
         let sessions = self.sessions.borrow();
         sessions.get(self.slot(counter)).filter(|session| session.counter == counter).cloned()
     }

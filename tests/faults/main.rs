@@ -48,6 +48,7 @@ fn main() -> ExitCode {
 
 async fn run(options: Options) -> ExitCode {
     let mut scenarios: Vec<Scenario> = scenario::all();
+    let names: Vec<_> = scenarios.iter().map(|scenario| scenario.name).collect();
     scenarios.retain(|scenario| options.wants(scenario.name, scenario.quick));
     // Those that share brokers follow each other.
     scenarios.sort_by_key(|scenario| scenario.stage);
@@ -72,7 +73,7 @@ async fn run(options: Options) -> ExitCode {
             let good = match playing.await {
                 Ok((back, outcome)) => {
                     stage = Some(back);
-                    row.add(&outcome.verdict);
+                    row.add(*seed, &outcome.verdict);
                     tell(scenario, *seed, started.elapsed(), outcome)
                 }
                 Err(error) => {
@@ -85,11 +86,10 @@ async fn run(options: Options) -> ExitCode {
                 false => failed.push(format!("SEED={seed} ./test faults {}", scenario.name)),
             }
         }
-    }
-    if let Some(path) = &options.table {
-        let rows: Vec<_> = rows.into_values().collect();
-        report::write_table(path, &report::table(&rows, &options.seeds));
-        println!("the table is in {}", path.display());
+        if let Some(path) = &options.table {
+            let rows: Vec<_> = rows.values().cloned().collect();
+            report::write_table(path, &rows, &names);
+        }
     }
     failed.iter().for_each(|replay| println!("again: {replay}"));
     println!("faults: {passed} passed, {} failed", failed.len());

@@ -1,6 +1,5 @@
 //! What a person reads: a line for each scenario, a timeline when one fails, and the table for the README.
 
-use std::fmt::Write;
 use std::path::Path;
 
 use crate::checker::Verdict;
@@ -14,7 +13,7 @@ const LOG_LINES: usize = 25;
 pub struct Row {
     pub name: &'static str,
     pub about: &'static str,
-    pub runs: usize,
+    pub seeds: Vec<u64>,
     pub sent: usize,
     pub lost: usize,
     pub duplicated: usize,
@@ -26,8 +25,8 @@ pub struct Row {
 }
 
 impl Row {
-    pub fn add(&mut self, verdict: &Verdict) {
-        self.runs += 1;
+    pub fn add(&mut self, seed: u64, verdict: &Verdict) {
+        self.seeds.push(seed);
         self.sent += verdict.sent;
         self.lost += verdict.lost;
         self.duplicated += verdict.duplicated;
@@ -56,43 +55,48 @@ pub fn line(verdict: &Verdict) -> String {
     )
 }
 
-pub fn table(rows: &[Row], seeds: &[u64]) -> String {
-    let mut out = String::from(
-        "| fault | what is done | messages | lost | visible duplicates | unexpected | senders told wrong | recovery p99 |\n\
-         |---|---|---:|---:|---:|---:|---:|---:|\n",
-    );
-    for row in rows {
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            out,
-            "| {} | {} | {} | {} | {} | {} | {} | {} |",
-            row.name,
-            row.about,
-            row.sent,
-            row.lost,
-            row.duplicated,
-            row.unexpected,
-            row.untrue,
-            seconds(row.recovery_ms)
-        );
+const HEAD: &str = "\
+| fault | what is done | seeds | messages | lost | visible duplicates | unexpected | senders told wrong | recovery p99 |
+|---|---|---:|---:|---:|---:|---:|---:|---:|
+";
+
+impl std::fmt::Display for Row {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let seeds: Vec<_> = self.seeds.iter().map(u64::to_string).collect();
+        write!(
+            f,
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            self.name,
+            self.about,
+            seeds.join(", "),
+            self.sent,
+            self.lost,
+            self.duplicated,
+            self.unexpected,
+            self.untrue,
+            seconds(self.recovery_ms)
+        )
     }
-    let seeds: Vec<_> = seeds.iter().map(u64::to_string).collect();
-    let _ = writeln!(out, "\nSeeds {}; made by `./test faults --table`.", seeds.join(", "));
-    out
 }
 
 const BEGIN: &str = "<!-- fault table: begin -->\n";
 const END: &str = "<!-- fault table: end -->";
 
-/// Puts the table between its marks in a file that has them; else the file is the table.
-pub fn write_table(path: &Path, table: &str) {
+/// Puts the rows into the table between its marks, in the order of `names`. Rows of faults that were not run stay.
+pub fn write_table(path: &Path, rows: &[Row], names: &[&str]) {
     let text = std::fs::read_to_string(path).unwrap_or_default();
-    let marked = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
-    let text = match marked {
-        Some((before, after)) => format!("{before}{BEGIN}{table}{END}{after}"),
-        None => table.to_owned(),
-    };
-    std::fs::write(path, text).unwrap();
+    let marked = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?)));
+    let (before, (old, after)) = marked.expect("the marks of the fault table");
+    let mut table = String::from(HEAD);
+    for name in names {
+        let new = rows.iter().find(|row| row.name == *name).map(Row::to_string);
+        let kept = || old.lines().find(|line| line.starts_with(&format!("| {name} |"))).map(str::to_owned);
+        if let Some(row) = new.or_else(kept) {
+            table.push_str(&row);
+            table.push('\n');
+        }
+    }
+    std::fs::write(path, format!("{before}{BEGIN}{table}{END}{after}")).unwrap();
 }
 
 /// What happened in which order: what was done, the first offences with their messages' lives, and the nodes' logs.

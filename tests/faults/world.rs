@@ -25,6 +25,8 @@ const ANSWERS_MAX: Duration = Duration::from_secs(90);
 const DRAIN_MAX: Duration = Duration::from_secs(90);
 /// Nothing more comes after so long without anything.
 const QUIET: Duration = Duration::from_millis(1_200);
+/// A long run has as many times the load of a short one, at most.
+const HASTE_MAX: u32 = 5;
 const RECOVERY_MAX: Duration = Duration::from_secs(60);
 
 /// How a run is to be.
@@ -32,7 +34,7 @@ const RECOVERY_MAX: Duration = Duration::from_secs(60);
 pub struct Plan {
     pub seed: u64,
     pub messages: usize,
-    /// `None`: as the scenario says.
+    /// Messages per second that a long run needs to be through in time. `None`: as the scenario says.
     pub rate: Option<u32>,
     /// The fault is done again until there were enough messages.
     pub repeats: bool,
@@ -141,7 +143,7 @@ impl World {
 
     pub fn publish(&mut self, scenario: &Scenario, plan: &Plan) {
         let load = scenario.load;
-        let rate = plan.rate.unwrap_or(load.rate).max(8);
+        let rate = plan.rate.map_or(load.rate, |rate| rate.min(HASTE_MAX * load.rate)).max(8);
         // Half of the messages by AMQP, a quarter by HTTP, a quarter by sockets.
         let doors = [(2, 1, 0u8), (4, 2, 1), (2, 1, 2)];
         let mut publisher = 0;
