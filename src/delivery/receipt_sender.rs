@@ -15,7 +15,7 @@ use crate::ids::NodeId;
 /// Most receipts in one message.
 const BATCH_MAX: usize = 256;
 /// Between two batches. A receipt that comes after a longer silence goes at once.
-const BATCH_EVERY: Duration = Duration::from_millis(1);
+const BATCH_EVERY: Duration = Duration::from_millis(4);
 /// Receipts waiting for the sender. Overflow policy: the newest is dropped; its origin asks again when its
 /// deadline runs out, and the ids this node has seen keep the repeat from being shown.
 const QUEUE_MAX: usize = 65_536;

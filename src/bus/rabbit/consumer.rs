@@ -3,17 +3,18 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery as LapinDelivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 use tokio::sync::mpsc;
-use tokio::time::{interval, MissedTickBehavior};
+use tokio::time::{interval, sleep, Instant, MissedTickBehavior};
 
 use super::ack_tracker::AckTracker;
 use super::connection::{within, LinkError};
 use super::convert;
+use super::gather::{Pace, GATHER_FOR};
 use crate::bus::{AckToken, Delivery, Verdict, Via};
 
 /// How long an acknowledgement waits for those before it, so that one frame can speak for many.
@@ -54,7 +55,21 @@ async fn hand_over(
     via: impl Fn(&str) -> Via,
     left: impl Fn() -> bool,
 ) -> LinkError {
-    while let Some(delivery) = consumer.next().await {
+    let mut pace = Pace::new(Instant::now());
+    let mut taken = 0;
+    loop {
+        let next = match consumer.next().now_or_never() {
+            Some(next) => next,
+            None => {
+                if pace.add(taken, Instant::now()) {
+                    sleep(GATHER_FOR).await;
+                }
+                taken = 0;
+                consumer.next().await
+            }
+        };
+        let Some(delivery) = next else { break };
+        taken += 1;
         let delivery = match delivery {
             Ok(delivery) => delivery,
             Err(error) => return error.into(),

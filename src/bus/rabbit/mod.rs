@@ -12,6 +12,7 @@ mod consuming;
 mod convert;
 mod declare;
 mod definitions;
+mod gather;
 mod ingress;
 mod mail;
 mod publisher;

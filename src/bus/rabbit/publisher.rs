@@ -13,10 +13,11 @@ use futures_util::{FutureExt, StreamExt};
 use lapin::options::BasicPublishOptions;
 use lapin::{Channel, Confirmation};
 use tokio::sync::{mpsc, watch, OwnedSemaphorePermit, Semaphore};
-use tokio::time::{interval, Instant, MissedTickBehavior};
+use tokio::time::{interval, sleep, Instant, MissedTickBehavior};
 use tracing::debug;
 
 use super::convert::{self, Outgoing};
+use super::gather::{Pace, GATHER_FOR};
 use super::returns::Returns;
 use super::topology::Topology;
 use crate::bus::answer::Answer;
@@ -167,13 +168,16 @@ impl<F: std::future::Future<Output = Confirmed>> Flight<F> {
         let mut batch = Vec::with_capacity(BATCH);
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pace = Pace::new(Instant::now());
         loop {
+            let mut sent = 0;
             tokio::select! {
                 changed = channels.changed() => return changed.is_ok(),
                 count = inbox.recv_many(&mut batch, BATCH) => {
                     if count == 0 {
                         return false;
                     }
+                    sent = count;
                     batch.drain(..).for_each(|job| self.send(job));
                 }
                 Some(confirmed) = self.confirms.next(), if !self.confirms.is_empty() => {
@@ -182,6 +186,15 @@ impl<F: std::future::Future<Output = Confirmed>> Flight<F> {
                     }
                 }
                 now = tick.tick() => self.expire(now),
+            }
+            if pace.add(sent, Instant::now()) && sent < BATCH {
+                // What was handed in is sent when it is polled.
+                if let Some(Some(confirmed)) = self.confirms.next().now_or_never() {
+                    if let Err(error) = self.take_all(confirmed) {
+                        return self.fail(error, channels).await;
+                    }
+                }
+                sleep(GATHER_FOR).await;
             }
         }
     }
