@@ -100,10 +100,14 @@ impl Admin {
 
     /// A channel for the caller alone.
     pub async fn channel(&self) -> Result<Channel, LinkError> {
-        for _ in 0..self.pools.len() {
+        // Each pooled connection may be one whose end nobody has noticed.
+        for _ in 0..self.pools.len() + CONNECTIONS {
             let current = self.current.load(Ordering::Relaxed) % self.pools.len();
             match fresh(&self.pools[current]).await {
-                Some(connection) => return Ok(connection.create_channel().await?),
+                Some(connection) => match connection.create_channel().await {
+                    Ok(channel) => return Ok(channel),
+                    Err(_) => drop(Connection::take(connection)),
+                },
                 None => self.current.store(current + 1, Ordering::Relaxed),
             }
         }
@@ -148,14 +152,20 @@ impl Admin {
 
     /// What is in a queue; `None` if there is no such queue. Renews its lease.
     pub async fn look(&self, queue: &str) -> Result<Option<Content>, LinkError> {
-        let borrowed = self.borrow().await?;
+        let mut borrowed = self.borrow().await?;
         in_time(async {
-            match look(&borrowed.channel, queue).await {
-                Err(error) if declare::is(&error, AMQPSoftError::NOTFOUND) => Ok(None),
-                Err(error) => Err(error),
-                Ok(content) => {
-                    borrowed.give_back();
-                    Ok(Some(content))
+            loop {
+                match look(&borrowed.channel, queue).await {
+                    Err(error) if declare::is(&error, AMQPSoftError::NOTFOUND) => return Ok(None),
+                    // The channel lay idle while its connection ended.
+                    Err(_) if borrowed.uses > 0 => {
+                        (borrowed.channel, borrowed.uses) = (self.channel().await?, 0)
+                    }
+                    Err(error) => return Err(error),
+                    Ok(content) => {
+                        borrowed.give_back();
+                        return Ok(Some(content));
+                    }
                 }
             }
         })
