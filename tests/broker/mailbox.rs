@@ -102,6 +102,7 @@ async fn a_lost_link_gives_the_mail_back() {
         deposit(&far, &user, "7").await == Outcome::Confirmed
     })
     .await;
+    ready(&*far).await;
     assert_eq!(take_all(mail(&far, &user).await).await, [7]);
 }
 
