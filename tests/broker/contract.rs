@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use warren::bus::memory::MemoryBroker;
 use warren::bus::rabbit::{RabbitBus, RabbitSettings};
-use warren::bus::{Bus, Inboxes};
+use warren::bus::{Bus, Inboxes, MailboxLimits};
 use warren::ids::NodeId;
 
 use crate::{broker, bus_contract, mailbox_contract};
@@ -59,6 +59,14 @@ contract! {
     closing_answers_every_publish,
 }
 
+async fn with_mailboxes(
+    mailbox: MailboxLimits,
+) -> (broker::Vhost, impl Fn(&NodeId) -> (Arc<dyn Bus>, Inboxes)) {
+    let vhost = broker::vhost().await;
+    let settings = RabbitSettings { mailbox, ..RabbitSettings::new(vec![vhost.url()]) };
+    (vhost, move |node: &NodeId| start(settings.clone(), node))
+}
+
 /// The mailboxes' part of the contract, with limits that a test reaches.
 macro_rules! mailbox_contract {
     ($limits:ident: $($name:ident),* $(,)?) => {
@@ -76,13 +84,9 @@ macro_rules! mailbox_contract {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $name() {
-                    use super::super::{broker, mailbox_contract, start, RabbitSettings};
-                    let vhost = broker::vhost().await;
-                    let settings = RabbitSettings {
-                        mailbox: mailbox_contract::$limits(),
-                        ..RabbitSettings::new(vec![vhost.url()])
-                    };
-                    mailbox_contract::$name(&|node| start(settings.clone(), node)).await;
+                    use super::super::{mailbox_contract, with_mailboxes};
+                    let (_vhost, attach) = with_mailboxes(mailbox_contract::$limits()).await;
+                    mailbox_contract::$name(&attach).await;
                 }
             )*
         }
@@ -99,6 +103,7 @@ mod mailboxes {
         a_full_mailbox_refuses,
         many_deposits_at_once_keep_their_order,
         nothing_is_lost_between_deposit_and_removal,
+        deposits_that_meet_the_removal_survive,
         closing_answers_every_deposit,
     }
 }

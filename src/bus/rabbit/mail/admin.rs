@@ -27,6 +27,8 @@ const SLOT_DEADLINE: Duration = Duration::from_secs(3);
 const CONNECTIONS: usize = 2;
 /// Requests at the same time.
 const CHANNELS: usize = 8;
+/// Of these, those that make a queue, which takes the broker long: looks, which are quick and urgent, go on.
+const MAKES: usize = 3;
 /// Channels that a connection gives out in its life. When their numbers come round again, the client library takes
 /// a new channel for the one that the broker once closed under the same number, and fails it with the old error.
 const CONNECTION_CHANNELS: u16 = 1000;
@@ -41,6 +43,7 @@ pub struct Admin {
     /// Channels that wait for a request, and how many each has served.
     idle: Mutex<Vec<(Channel, u32)>>,
     slots: Semaphore,
+    makes: Semaphore,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +88,7 @@ impl Admin {
             current: AtomicUsize::new(first),
             idle: Mutex::default(),
             slots: Semaphore::new(CHANNELS),
+            makes: Semaphore::new(MAKES),
         }
     }
 
@@ -94,6 +98,7 @@ impl Admin {
 
     pub fn close(&self) {
         self.slots.close();
+        self.makes.close();
         self.pools.iter().for_each(Pool::close);
         self.lock().clear();
     }
@@ -116,10 +121,7 @@ impl Admin {
 
     /// The right to ask something: in a crowd, everybody is served faster when few are served at a time.
     pub async fn slot(&self) -> Result<SemaphorePermit<'_>, LinkError> {
-        match timeout(SLOT_DEADLINE, self.slots.acquire()).await {
-            Ok(slot) => slot.map_err(|_| LinkError::Ended("the bus is closed")),
-            Err(_) => Err(LinkError::Late("a turn for a request about a mailbox")),
-        }
+        turn(&self.slots).await
     }
 
     async fn borrow(&self) -> Result<Borrowed<'_>, LinkError> {
@@ -137,6 +139,7 @@ impl Admin {
 
     /// Makes a queue, and renews the lease of one that exists.
     pub async fn declare(&self, queue: &Queue) -> Result<(), LinkError> {
+        let _make = turn(&self.makes).await?;
         let borrowed = self.borrow().await?;
         in_time(async {
             match declare::declare_queue(&borrowed.channel, queue, false).await {
@@ -188,6 +191,13 @@ impl Admin {
             }
         })
         .await
+    }
+}
+
+async fn turn(slots: &Semaphore) -> Result<SemaphorePermit<'_>, LinkError> {
+    match timeout(SLOT_DEADLINE, slots.acquire()).await {
+        Ok(slot) => slot.map_err(|_| LinkError::Ended("the bus is closed")),
+        Err(_) => Err(LinkError::Late("a turn for a request about a mailbox")),
     }
 }
 

@@ -23,7 +23,7 @@ const WAITING_MAX: usize = 65_536;
 /// Removals under way; most of their time is pauses.
 const AT_A_TIME: usize = 256;
 /// Some of the pooled channels stay free for others.
-const REQUESTS: usize = 4;
+const REQUESTS: usize = 3;
 
 /// Queues that are to be removed.
 #[derive(Clone)]
