@@ -31,14 +31,20 @@ async fn origin(world: &World) -> usize {
     found.expect("a node consumes ingress")
 }
 
+/// Stops another node than the one that consumes ingress for a moment, so that messages wait for its receipts.
+async fn stop_target(world: &mut World) -> (usize, usize) {
+    let origin = origin(world).await;
+    let target = (origin + 1) % world.nodes.len();
+    world.nodes[target].signal("STOP");
+    world.recorder.act(format!("SIGSTOP node{target}"));
+    sleep(Duration::from_millis(world.chance.pick(300..800))).await;
+    (origin, target)
+}
+
 /// The node that consumes ingress, killed while messages wait for the receipts of a node that does not answer.
 pub fn kill_origin(world: &mut World) -> BoxFuture<'_, ()> {
     async move {
-        let origin = origin(world).await;
-        let target = (origin + 1) % world.nodes.len();
-        world.nodes[target].signal("STOP");
-        world.recorder.act(format!("SIGSTOP node{target}"));
-        sleep(Duration::from_millis(world.chance.pick(300..800))).await;
+        let (origin, target) = stop_target(world).await;
         world.nodes[origin].kill();
         world.recorder.act(format!("kill -9 node{origin}, which consumes ingress"));
         world.nodes[target].signal("CONT");
@@ -53,11 +59,7 @@ pub fn kill_origin(world: &mut World) -> BoxFuture<'_, ()> {
 /// between them exists nowhere but in the ingress queue and at its publishers.
 pub fn kill_both(world: &mut World) -> BoxFuture<'_, ()> {
     async move {
-        let origin = origin(world).await;
-        let target = (origin + 1) % world.nodes.len();
-        world.nodes[target].signal("STOP");
-        world.recorder.act(format!("SIGSTOP node{target}"));
-        sleep(Duration::from_millis(world.chance.pick(300..800))).await;
+        let (origin, target) = stop_target(world).await;
         world.nodes[origin].kill();
         world.nodes[target].kill();
         world.recorder.heal(format!("kill -9 node{origin}, which consumes ingress, and node{target}"));
