@@ -232,7 +232,8 @@ pub trait Bus: Send + Sync + 'static {
     /// none.
     fn open_mailbox(&self, user: &UserId) -> BoxFuture<'static, Result<Opened, MailboxError>>;
 
-    /// Messages waiting in the mailbox of a user; 0 if there is none.
+    /// Messages waiting in the mailbox of a user; 0 if there is none. One too many for each node that has found mail
+    /// there and could not hand it out.
     fn mailbox_depth(&self, user: &UserId) -> BoxFuture<'static, Result<u64, MailboxError>>;
 
     /// The account under which every node publishes. The broker lets nobody else put it into `user_id`, so that

@@ -18,6 +18,7 @@ use super::super::connection::LinkError;
 use super::super::consumer::delivered;
 use super::super::declare;
 use super::admin::{self, in_time, Admin};
+use super::probe::QUESTION;
 use super::removal::Removal;
 use crate::bus::{Delivery, Ending, Mailbox, MailboxError, Verdict, Via};
 
@@ -218,6 +219,9 @@ impl<'a> HandOut<'a> {
     fn hand(&mut self, delivery: LapinDelivery) {
         let delivery = delivered(delivery, Via::Mailbox, &self.verdicts);
         self.unsettled += 1;
+        if delivery.properties.kind.as_deref() == Some(QUESTION) {
+            return delivery.ack.ack();
+        }
         // There is always room, see [`WINDOW`]; a reader that is gone is seen by its own.
         let _ = self.mail.try_send(delivery);
     }

@@ -27,7 +27,7 @@ use crate::bus::{Link, MailboxError, Opened, Outcome, Properties, Publishing};
 use crate::ids::UserId;
 use admin::Admin;
 use drain::DRAINS_MAX;
-use probe::Probed;
+use probe::{Probe, Probed};
 use removal::Removal;
 
 /// Everything about mailboxes that one bus has.
@@ -36,6 +36,7 @@ pub struct Mail {
     topology: Topology,
     link: watch::Receiver<Link>,
     admin: Arc<Admin>,
+    probe: Arc<Probe>,
     deposits: deposits::Inbox,
     removal: Removal,
     drains: Arc<Semaphore>,
@@ -48,6 +49,7 @@ impl Mail {
         let topology = shared.topology.clone();
         let admin =
             Arc::new(Admin::new(&shared.urls, format!("{}/{}/admin", topology.prefix(), shared.node)));
+        let probe = Arc::new(Probe::new(admin.clone(), lane.clone()));
         let (deposits, depositing) = deposits::start(topology.clone(), admin.clone(), lane);
         let (removal, removing) = removal::start(admin.clone());
         {
@@ -56,7 +58,7 @@ impl Mail {
             tasks.spawn(removing);
         }
         let drains = Arc::new(Semaphore::new(DRAINS_MAX));
-        Self { topology, link: shared.link.subscribe(), admin, deposits, removal, drains, tasks }
+        Self { topology, link: shared.link.subscribe(), admin, probe, deposits, removal, drains, tasks }
     }
 
     pub fn deposit(&self, user: &UserId, properties: Properties, body: Bytes, answer: Answer) {
@@ -75,7 +77,8 @@ impl Mail {
     pub async fn open(self, user: UserId) -> Result<Opened, MailboxError> {
         self.linked()?;
         let queue = self.topology.mailbox_name(&user);
-        match probe::probe(&self.admin, &queue).await? {
+        let asks = self.link.borrow().publishing == Publishing::Ready;
+        match self.probe.probe(&user, &queue, asks).await? {
             Probed::Missing => return Ok(Opened::Empty),
             Probed::Empty => {
                 // Left behind by a node that ended before it removed it, or about to be removed.
