@@ -4,7 +4,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::bus::{Destination, Outcome};
-use crate::delivery::envelope::{mail_publish, Envelope, Mail, Origin, Tag};
+use crate::delivery::envelope::{Envelope, Origin, Tag};
 use crate::delivery::receipts::{Completed, Receipts};
 use crate::directory::Key;
 use crate::error::Code;
@@ -100,6 +100,7 @@ impl Router {
         if let Some(user) = &line {
             // Before it can end.
             self.lock_lines().attempt_began(user);
+            self.tell_of_late_mail(user, &nodes);
         }
         let opened = self.lock_pending().open(pending, nodes.clone(), Instant::now(), timeout);
         let tag = match opened {
@@ -241,14 +242,7 @@ impl Router {
     fn deposited(self: &Arc<Self>, user: &UserId, outcome: Outcome) {
         // Without an answer in time it may be there all the same; nobody else would ever say so.
         if matches!(outcome, Outcome::Confirmed | Outcome::Unavailable) {
-            let nodes = self.directory.nodes_of(Key::user(user));
-            if !nodes.is_empty() {
-                let mail = Mail { users: vec![user.clone()] };
-                let order_key = order_key(&Target::User(user.clone()));
-                let publish = mail_publish(Destination::Nodes(nodes), &mail, order_key);
-                self.bus.publish(publish, Box::new(|_| ()));
-            }
-            self.mail_for(user);
+            self.tell_of_mail(user, &self.directory.nodes_of(Key::user(user)));
             self.mail.announce(user);
         }
         self.lock_lines().deposit_ended(user);

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -17,8 +17,10 @@ use crate::error::Code;
 use crate::ids::UserId;
 use crate::protocol::message::{Guarantee, Settlement};
 use crate::protocol::server;
+use crate::protocol::target::Target;
 use crate::router::attempt::Source;
-use crate::router::Router;
+use crate::router::strategy::Nodes;
+use crate::router::{order_key, Router};
 
 /// Mailboxes that this node opens at the same time: this bounds the load of a reconnect storm on the broker.
 pub const READERS: usize = 16;
@@ -30,6 +32,10 @@ const PAUSE: Duration = Duration::from_millis(100);
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// How often a mailbox that cannot be opened is tried before the gate opens all the same.
 const TRIES_MAX: u8 = 20;
+/// Users of whose mail no node was told. Overflow policy: what follows may overtake mail that was just stored.
+const UNTOLD_MAX: usize = 16_384;
+/// By then every node has heard of them.
+const UNTOLD_FOR: Duration = Duration::from_secs(5);
 /// Users in one notice.
 const ANNOUNCED_MAX: usize = 1000;
 
@@ -47,6 +53,8 @@ struct Rooms {
     /// Users whose mailbox is to be looked into: each at most once, so that the sessions here are its bound.
     queue: VecDeque<UserId>,
     announce: HashSet<UserId>,
+    /// Users whose last deposit found no node to tell, and when.
+    untold: HashMap<UserId, Instant>,
 }
 
 #[derive(Debug)]
@@ -54,6 +62,8 @@ pub(super) struct MailRoom {
     rooms: Mutex<Rooms>,
     /// As many as there are gates: with none, which is the rule, nothing needs to be locked.
     gates: AtomicUsize,
+    /// The same for those of whom no node was told.
+    untold: AtomicUsize,
     wake: Notify,
 }
 
@@ -69,7 +79,12 @@ enum Look {
 
 impl MailRoom {
     pub(super) fn new() -> Self {
-        Self { rooms: Mutex::default(), gates: AtomicUsize::new(0), wake: Notify::new() }
+        Self {
+            rooms: Mutex::default(),
+            gates: AtomicUsize::new(0),
+            untold: AtomicUsize::new(0),
+            wake: Notify::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Rooms> {
@@ -79,6 +94,33 @@ impl MailRoom {
     /// Every node is told soon that there is mail for the user.
     pub(super) fn announce(&self, user: &UserId) {
         self.lock().announce.insert(user.clone());
+    }
+
+    /// Nobody holds the user as far as is known: what comes next for them must not overtake the notice.
+    fn untold(&self, user: &UserId) {
+        let mut rooms = self.lock();
+        if rooms.untold.len() < UNTOLD_MAX {
+            rooms.untold.insert(user.clone(), Instant::now());
+            self.untold.store(rooms.untold.len(), Ordering::SeqCst);
+        }
+    }
+
+    fn take_untold(&self, user: &UserId) -> bool {
+        if self.untold.load(Ordering::SeqCst) == 0 {
+            return false;
+        }
+        let mut rooms = self.lock();
+        let taken = rooms.untold.remove(user).is_some();
+        self.untold.store(rooms.untold.len(), Ordering::SeqCst);
+        taken
+    }
+
+    fn forget_untold(&self) {
+        if self.untold.load(Ordering::SeqCst) > 0 {
+            let mut rooms = self.lock();
+            rooms.untold.retain(|_, since| since.elapsed() < UNTOLD_FOR);
+            self.untold.store(rooms.untold.len(), Ordering::SeqCst);
+        }
     }
 }
 
@@ -95,6 +137,27 @@ impl Router {
                 drop(rooms);
                 self.mail.wake.notify_one();
             }
+        }
+    }
+
+    /// Tells those who hold the user that there is mail, ahead of whatever follows for the same user.
+    pub(super) fn tell_of_mail(&self, user: &UserId, nodes: &Nodes) {
+        if nodes.is_empty() {
+            self.mail.untold(user);
+        } else {
+            let mail = Mail { users: vec![user.clone()] };
+            let order_key = order_key(&Target::User(user.clone()));
+            let publish = mail_publish(Destination::Nodes(nodes.clone()), &mail, order_key);
+            self.bus.publish(publish, Box::new(|_| ()));
+        }
+        self.mail_for(user);
+    }
+
+    /// To be called before a message goes to these nodes: a user who was just away has appeared there, and
+    /// they may not know yet of mail that was stored meanwhile.
+    pub(super) fn tell_of_late_mail(&self, user: &UserId, nodes: &Nodes) {
+        if self.mail.take_untold(user) {
+            self.tell_of_mail(user, nodes);
         }
     }
 
@@ -136,6 +199,7 @@ impl Router {
     /// Tells every node who has mail, as gathered since the last call; to be called a few times a
     /// second.
     pub fn announce_mail(&self) {
+        self.mail.forget_untold();
         loop {
             let users: Vec<UserId> = {
                 let mut rooms = self.mail.lock();
