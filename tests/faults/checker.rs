@@ -25,7 +25,7 @@ pub struct Verdict {
     pub repeated: usize,
     /// Never sent, or for another user.
     pub unexpected: usize,
-    /// Newer before older, among messages that were handed over once.
+    /// Newer before older, among messages that were handed over once and not marked as repeated or out of order.
     pub reordered: usize,
     /// Senders that were told something else than what happened, or nothing at all.
     pub untrue: usize,
@@ -124,7 +124,11 @@ fn check_order(history: &History, verdict: &mut Verdict) {
         let Some(sent) = history.sent.get(&key) else { continue };
         let (newest, known) = newest.entry((receipt.device, key.publisher)).or_default();
         let again = !known.insert(key.number);
-        if key.number < *newest && !again && !receipt.redelivered && sent.attempts == 1 {
+        // What comes too early or too late is marked: one of the two, that is.
+        if again || receipt.redelivered || sent.attempts > 1 {
+            continue;
+        }
+        if key.number < *newest {
             verdict.reordered += 1;
             verdict.offend("reordered", Some(key), format!("after number {newest}: {receipt:?}"));
         }
