@@ -20,7 +20,7 @@ pub(super) const BATCH_MAX: usize = 256;
 /// What became of a publish.
 #[derive(Debug)]
 pub(super) struct Reply {
-    pub(super) awaited: Awaited,
+    awaited: Awaited,
     settlement: Settlement,
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +9,13 @@ use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
 use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot, OwnedSemaphorePermit, Semaphore};
-use tokio::time::{sleep, timeout, timeout_at, Instant};
+use tokio::time::{sleep, timeout_at, Instant};
 use tracing::debug;
 
-use super::super::connection::LinkError;
 use super::super::publisher::{units, LaneInbox, WINDOW_UNITS};
 use super::super::topology::{Queue, Topology};
 use super::admin::Admin;
+use super::continuity::{Watch, GONE_FOR};
 use crate::bus::answer::Answer;
 use crate::bus::{Destination, Lane, Outcome, Properties, Publish, DEPOSIT_DEADLINE};
 use crate::ids::UserId;
@@ -28,12 +27,6 @@ const LINE_MAX: usize = 1024;
 const BATCH: usize = 64;
 /// How often a mailbox is made for one deposit, when it is gone again each time.
 const MAKES_MAX: usize = 3;
-/// How long a mailbox that is gone stays gone. A deposit that was confirmed and lost with its queue would else
-/// take the next queue of that name for its own: so it looks again before this time is over, and nobody makes the
-/// queue anew before that time is over from when it was seen to be gone.
-pub const GONE_FOR: Duration = Duration::from_millis(500);
-/// How long a deposit waits for its confirm before it looks.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Answers are given this much before they are due.
 const MARGIN: Duration = Duration::from_millis(200);
 
@@ -115,44 +108,6 @@ async fn run(store: Store, mut inbox: mpsc::Receiver<(UserId, Deposit)>) {
 /// A deposit that was published, and whether the broker confirmed it or found no queue.
 type Sent = (Deposit, bool);
 
-/// Whether a queue is there all the time.
-struct Watch<'a> {
-    admin: &'a Admin,
-    queue: &'a str,
-    /// When the last look began.
-    seen: Instant,
-    unbroken: bool,
-}
-
-impl<'a> Watch<'a> {
-    fn begin(admin: &'a Admin, queue: &'a str) -> Self {
-        Self { admin, queue, seen: Instant::now(), unbroken: true }
-    }
-
-    async fn look(&mut self) -> Result<(), LinkError> {
-        let asked = Instant::now();
-        let there = self.admin.look(self.queue).await?.is_some();
-        self.unbroken &= there && self.seen.elapsed() < GONE_FOR;
-        self.seen = asked;
-        Ok(())
-    }
-
-    /// Looks from time to time until the work is done. What looks may fail: the last one tells.
-    async fn during<T>(&mut self, work: impl Future<Output = T>) -> T {
-        let mut work = pin!(work);
-        loop {
-            if let Ok(done) = timeout(LOOK_EVERY, &mut work).await {
-                return done;
-            }
-            tokio::select! {
-                done = &mut work => return done,
-                // A look that failed is one that was not taken.
-                _ = self.look() => {}
-            }
-        }
-    }
-}
-
 struct Store {
     topology: Topology,
     admin: Arc<Admin>,
@@ -177,7 +132,7 @@ impl Store {
             // publishing does not.
             let alive = if sent.iter().any(|(_, confirmed)| *confirmed) {
                 match watch.look().await {
-                    Ok(()) => watch.unbroken,
+                    Ok(content) => content.is_some(),
                     Err(error) => {
                         debug!(%error, queue = queue.name, "cannot look for a mailbox");
                         return false;

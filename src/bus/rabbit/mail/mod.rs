@@ -6,9 +6,10 @@
 //! again. A mailbox that was emptied is removed only after a while in which that look has long been taken, so that
 //! a deposit which was handed out already is not mistaken for a lost one. And the look must not find another
 //! queue of the same name: one that is gone is made anew only after a while, and one that was just made anew is
-//! not removed ([`removal`]).
+//! not removed ([`continuity`], [`removal`]).
 
 mod admin;
+mod continuity;
 mod deposits;
 mod drain;
 mod probe;

@@ -33,8 +33,8 @@ pub enum Probed {
 }
 
 pub struct Probe {
-    pub admin: Arc<Admin>,
-    pub lane: LaneInbox,
+    admin: Arc<Admin>,
+    lane: LaneInbox,
     /// A question that meets mail waits behind it and counts with it, so it is asked once.
     there: Mutex<HashSet<UserId>>,
 }

@@ -7,17 +7,18 @@ use std::time::Duration;
 
 use futures_util::{stream, StreamExt};
 use tokio::sync::{mpsc, Semaphore};
-use tokio::time::{sleep_until, Instant};
+use tokio::time::{sleep, sleep_until, Instant};
 use tracing::debug;
 
 use super::super::connection::LinkError;
 use super::admin::{Admin, Removed};
-use super::deposits::GONE_FOR;
+use super::continuity::Watch;
 
-/// The looks before a removal, each this long after the last one. The first comes long after every look that
-/// follows a confirmed deposit.
-const PAUSES: [Duration; 3] =
-    [Duration::from_millis(1_300), Duration::from_millis(350), Duration::from_millis(350)];
+/// Long after every look that follows a confirmed deposit.
+const FIRST_LOOK_AFTER: Duration = Duration::from_millis(1_300);
+/// Looks before a removal, and what lies between them. Together they are longer than [`GONE_FOR`](super::continuity).
+const LOOKS: usize = 2;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(350);
 /// More emptied mailboxes than this at a time are left to their next opening, or to expire.
 const WAITING_MAX: usize = 65_536;
 /// Removals under way; most of their time is pauses.
@@ -76,9 +77,8 @@ async fn run(
     emptied.for_each_concurrent(AT_A_TIME, remove).await;
 }
 
-/// Removes a queue that was there all the time between the first look and the removal: a queue that is gone stays
-/// gone for [`GONE_FOR`], so that looks that are closer together do not miss it. One that somebody just made
-/// anew is in use, and those who know that it is gone may be making it at this moment.
+/// Removes a queue that was there all the time between the first look and the removal. One that somebody just made
+/// anew is in use, and others who know that it was gone may be making it at this moment.
 ///
 /// It is left alone when new mail came in or somebody reads it; and when the link is gone or too slow, to its next
 /// opening.
@@ -88,26 +88,20 @@ async fn remove(
     emptied: Instant,
     queue: &str,
 ) -> Result<Option<Removed>, LinkError> {
-    let [first, pauses @ ..] = PAUSES;
-    sleep_until(emptied + first).await;
-    let mut last: Option<Instant> = None;
-    for pause in pauses {
-        let turn = requests.acquire().await;
-        let asked = Instant::now();
-        match admin.look(queue).await? {
+    sleep_until(emptied + FIRST_LOOK_AFTER).await;
+    let mut turn = requests.acquire().await;
+    let mut watch = Watch::begin(admin, queue);
+    for _ in 0..LOOKS {
+        match watch.look().await? {
             Some(content) if content.ready == 0 && !content.consumed => {}
             _ => return Ok(None),
         }
         drop(turn);
-        if last.is_some_and(|last| last.elapsed() >= GONE_FOR) {
-            return Ok(None);
-        }
-        last = Some(asked);
-        sleep_until(asked + pause).await;
+        sleep(BETWEEN_LOOKS).await;
+        turn = requests.acquire().await;
     }
-    let _turn = requests.acquire().await;
-    if last.is_some_and(|last| last.elapsed() >= GONE_FOR) {
-        return Ok(None);
+    match watch.is_fresh() {
+        true => admin.remove_idle(queue).await.map(Some),
+        false => Ok(None),
     }
-    admin.remove_idle(queue).await.map(Some)
 }
