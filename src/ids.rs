@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Longest user id and channel name, in bytes of UTF-8.
 pub const NAME_BYTES_MAX: usize = 128;
@@ -104,6 +105,38 @@ impl MessageId {
     pub fn generate() -> Self {
         let mut buffer = Uuid::encode_buffer();
         Self(Arc::from(&*Uuid::now_v7().as_hyphenated().encode_lower(&mut buffer)))
+    }
+}
+
+/// A user as a number: the same on every node and in every version. Two users of one key share a box and a hint, which
+/// costs a needless look and never a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct UserKey(pub u64);
+
+impl UserKey {
+    /// The seed keeps users apart from other things that are hashed.
+    const SEED: u64 = 1;
+
+    pub fn of(user: &UserId) -> Self {
+        Self(xxh3_64_with_seed(user.as_str().as_bytes(), Self::SEED))
+    }
+}
+
+/// One process of a node, as a random number: what belongs to a former process under the same node id is known by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Life(pub u64);
+
+impl Life {
+    pub fn generate() -> Self {
+        Self(rand::random())
+    }
+}
+
+impl fmt::Display for Life {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
     }
 }
 

@@ -8,25 +8,26 @@
 //!                     settled ─────────────┘ ──▶ only now is the source acknowledged
 //! ```
 //!
-//! Modules in reading order. Imports go strictly down this list's layers: doors use the brain, the brain uses
-//! the places, everybody uses the words; `tests/it/tidy.rs` holds the code to it.
+//! Modules in reading order. Imports go strictly down this list's layers: transports use the core, the core uses
+//! the infrastructure, everything uses the types; `tests/it/tidy.rs` holds the code to it.
 
-// words: what everybody says
+// types
 pub mod auth;
+pub mod clock;
 pub mod config;
 pub mod error;
 pub mod ids;
 pub mod lifecycle;
 pub mod metrics;
 pub mod protocol;
-// places: where things are kept
+// infrastructure
 pub mod bus;
 pub mod delivery;
 pub mod directory;
 pub mod hub;
-// the brain
+// core
 pub mod router;
-// the doors
+// transports
 pub mod http;
 pub mod ingress;
 pub mod session;

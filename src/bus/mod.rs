@@ -16,19 +16,21 @@ use futures_util::future::BoxFuture;
 use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::ids::{Incarnation, NodeId, UserId};
+use crate::ids::{Incarnation, NodeId, UserKey};
 
 mod answer;
-mod mailbox;
+mod boxes;
 pub mod memory;
 pub mod rabbit;
 
-pub use mailbox::{Ending, Mailbox, MailboxError, MailboxLimits, Opened};
+pub use boxes::{
+    may_have_been_shown, Abandoned, Attach, BoxError, BoxEvent, BoxMail, BoxNumber, BoxReader, BoxRequest,
+    BoxSettings,
+};
 
-/// A publish that the broker has not confirmed by then is [`Outcome::Unavailable`].
-pub const PUBLISH_DEADLINE: Duration = Duration::from_secs(2);
-/// The same for a deposit, which may have to make the mailbox first.
-pub const DEPOSIT_DEADLINE: Duration = Duration::from_secs(5);
+/// A publish that the broker has not confirmed by then is [`Outcome::Unavailable`]. A sender is told within 2 s that
+/// the broker is away.
+pub const PUBLISH_DEADLINE: Duration = Duration::from_millis(1_500);
 
 /// Where a publish goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +93,8 @@ pub enum Lane {
     Bulk,
     /// The small words between nodes that messages wait for: receipts and probes.
     Urgent,
+    /// Answers to backends, and dead letters. A name that a stranger invented may cost this channel, and no other.
+    Reply,
 }
 
 /// The broker's answer to a publish.
@@ -120,7 +124,6 @@ pub enum Via {
     Direct,
     Control,
     Ingress,
-    Mailbox,
 }
 
 #[derive(Debug)]
@@ -150,15 +153,27 @@ pub struct AckToken {
     /// As wide as the prefetch window, so that a verdict always finds room; a closed channel means that the
     /// link is gone and that the broker has requeued the delivery already.
     verdicts: Option<mpsc::Sender<(u64, Verdict)>>,
+    /// What is in a box goes back when its reading ends, not when a token is dropped.
+    requeue_on_drop: bool,
 }
 
 impl AckToken {
     pub fn new(tag: u64, verdicts: mpsc::Sender<(u64, Verdict)>) -> Self {
-        Self { tag, verdicts: Some(verdicts) }
+        Self { tag, verdicts: Some(verdicts), requeue_on_drop: true }
+    }
+
+    /// Dropping it says nothing.
+    pub fn of_box(tag: u64, verdicts: mpsc::Sender<(u64, Verdict)>) -> Self {
+        Self { tag, verdicts: Some(verdicts), requeue_on_drop: false }
     }
 
     pub fn ack(mut self) {
         self.settle(Verdict::Ack);
+    }
+
+    /// The channel of the delivery is gone: the broker has handed it out again, or will, and settling it says nothing.
+    pub fn is_void(&self) -> bool {
+        self.verdicts.as_ref().is_none_or(mpsc::Sender::is_closed)
     }
 
     #[cfg(feature = "sabotage-ack-early")]
@@ -177,7 +192,9 @@ impl AckToken {
 
 impl Drop for AckToken {
     fn drop(&mut self) {
-        self.settle(Verdict::Requeue);
+        if self.requeue_on_drop {
+            self.settle(Verdict::Requeue);
+        }
     }
 }
 
@@ -223,18 +240,16 @@ pub trait Bus: Send + Sync + 'static {
     /// The state of the link, and a notice of each change.
     fn link(&self) -> watch::Receiver<Link>;
 
-    /// Puts a message into the durable mailbox of a user, which is made on first need. [`Outcome::Confirmed`]:
-    /// it is stored; [`Outcome::Refused`]: the mailbox is full. Deposits for one user keep their order, those for
-    /// different users do not wait for each other; each is answered within [`DEPOSIT_DEADLINE`].
-    fn deposit(&self, user: &UserId, properties: Properties, body: Bytes, done: Done);
+    /// Puts a message into a box, which is made on first need. [`Outcome::Confirmed`]: it is stored durably;
+    /// [`Outcome::Refused`]: the box is full, or the message does not fit into AMQP. Deposits into one box keep their
+    /// order; each is answered within [`PUBLISH_DEADLINE`].
+    fn deposit(&self, to: BoxNumber, properties: Properties, body: Bytes, done: Done);
 
-    /// Opens the mailbox of a user for this node alone, to hand out what is in it in order. Cheap when there is
-    /// none.
-    fn open_mailbox(&self, user: &UserId) -> BoxFuture<'static, Result<Opened, MailboxError>>;
+    /// Reads a box, for these users: the first round begins at once. See [`BoxReader`].
+    fn attach_box(&self, number: BoxNumber, users: Vec<UserKey>) -> BoxFuture<'static, Result<Attach, BoxError>>;
 
-    /// Messages waiting in the mailbox of a user; 0 if there is none. One too many for each node that has found mail
-    /// there and could not hand it out.
-    fn mailbox_depth(&self, user: &UserId) -> BoxFuture<'static, Result<u64, MailboxError>>;
+    /// How many boxes there are.
+    fn boxes(&self) -> BoxSettings;
 
     /// The account under which every node publishes. The broker lets nobody else put it into `user_id`, so that
     /// what bears it comes from a node. `None`: the bus has no accounts, and only nodes publish to nodes.

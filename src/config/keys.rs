@@ -121,6 +121,7 @@ pub const KEYS: &[Key] = &[
     number("RECEIPT_TIMEOUT_MS", [5_000, 100, 60_000], "ms", "how long a node waits for another node's receipt"),
     number("DRAIN_MS", [20_000, 0, 600_000], "ms", "from SIGTERM to the end, spent on moving clients to other nodes"),
     // mail of users who are away
+    number("BOXES", [1024, 1, 16_384], "queues", "that hold the mail of all users who are away, each made on first need; the same on all nodes"),
     number("MAILBOX_TTL_MS", [604_800_000, 1000, 2_592_000_000], "ms", "how long a message waits for an absent user"),
     number("MAILBOX_MESSAGES", [10_000, 1, 1_000_000], "messages", "waiting for one user; more are refused as `mailbox_full`"),
     number("MAILBOX_BYTES", [16_777_216, 1024, 1_073_741_824], "bytes", "the same, as the sum of the messages"),

@@ -57,6 +57,8 @@ pub struct Config {
     pub header_timeout: Duration,
     pub receipt_timeout: Duration,
     pub drain: Duration,
+    /// How many boxes hold the mail of all users.
+    pub boxes: NonZeroU32,
     pub mailbox_ttl: Duration,
     pub mailbox_messages: usize,
     pub mailbox_bytes: usize,
@@ -138,6 +140,7 @@ impl Config {
             header_timeout: from.millis("HEADER_TIMEOUT_MS"),
             receipt_timeout: from.millis("RECEIPT_TIMEOUT_MS"),
             drain: from.millis("DRAIN_MS"),
+            boxes: boxes(&mut from),
             mailbox_ttl: from.millis("MAILBOX_TTL_MS"),
             mailbox_messages: from.count("MAILBOX_MESSAGES"),
             mailbox_bytes: from.count("MAILBOX_BYTES"),
@@ -286,6 +289,11 @@ fn routing(from: &mut Reading) -> Routing {
         }
     }
     Routing::Directory
+}
+
+fn boxes(from: &mut Reading) -> NonZeroU32 {
+    // The table has a minimum of 1.
+    u32::try_from(from.number("BOXES")).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN)
 }
 
 fn workers(from: &mut Reading) -> usize {

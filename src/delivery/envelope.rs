@@ -1,32 +1,33 @@
-//! What nodes say to each other on the bus: message envelopes, receipts, questions and answers.
+//! How a message looks on AMQP between nodes and in boxes: the payload is the body, the rest stands in standard
+//! properties and flat headers.
 //!
-//! The body of a message between nodes is the finished frame for the browser; what a node needs to route it
-//! stands in standard AMQP properties and one flat header, so that no node parses JSON on the way.
+//! A version header lets two releases share a cluster: a node that meets a newer version than its own leaves the
+//! message alone instead of guessing.
+
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use smallvec::smallvec;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::bus::{Destination, Lane, Properties, Publish};
-use crate::ids::{IdError, MessageId, NodeId, SessionId, UserId};
-use crate::protocol::message::{Message, Sender};
-use crate::protocol::server;
+use crate::delivery::peer_words::kind;
+use crate::ids::{self, IdError, Life, MessageId, NodeId, SessionId, UserId};
+use crate::protocol::message::{Form, Guarantee, Message, Payload, Sender, Stamp};
 use crate::protocol::target::{Target, TargetError};
 
-/// AMQP `type` of what nodes send each other. Anything else on a node queue came from a backend.
-pub mod kind {
-    pub const MESSAGE: &str = "warren.message";
-    pub const RECEIPTS: &str = "warren.receipts";
-    pub const ASK: &str = "warren.ask";
-    pub const ANSWER: &str = "warren.answer";
-    pub const MAIL: &str = "warren.mail";
-}
-
+/// The version of this layout. Version 1 was a finished JSON frame.
+const VERSION: &str = "2";
+const HEADER_VERSION: &str = "warren-version";
 const HEADER_TARGET: &str = "warren-to";
-const HEADER_SCOPE: &str = "warren-scope";
-const HEADER_EXPIRES: &str = "warren-expires";
-const HEADER_MAIL: &str = "warren-mail";
+const HEADER_USER: &str = "warren-from-user";
+const HEADER_SESSION: &str = "warren-from-session";
+const HEADER_EVENT: &str = "warren-event";
+const HEADER_TIME: &str = "warren-ts";
+const HEADER_STAMP: &str = "warren-stamp";
+const HEADER_REDELIVERED: &str = "warren-redelivered";
+/// Milliseconds that the origin still has to settle the message.
+const HEADER_BUDGET: &str = "warren-budget";
 
 /// Whose message ids these are, as a hash of the sender: ids of different senders never collide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -42,204 +43,179 @@ impl Scope {
     }
 }
 
-/// A number by which an origin knows one attempt to deliver one message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+/// A number by which an origin process knows one attempt to deliver one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct Tag(pub u64);
 
-/// Who awaits a receipt, and for what.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Who awaits a receipt, and for what. The life keeps a late receipt for a former process of the same node apart.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Origin {
     pub node: NodeId,
+    pub life: Life,
     pub tag: Tag,
 }
 
-/// A message on its way between nodes.
+impl Origin {
+    fn correlation_id(&self) -> String {
+        format!("{}.{}", self.life, self.tag.0)
+    }
+}
+
+/// A message on its way to a target node, and who awaits the receipt for it.
 #[derive(Debug, Clone)]
 pub struct Envelope {
-    pub id: MessageId,
-    pub scope: Scope,
-    pub target: Target,
-    /// `None`: nobody awaits a receipt (broadcasts, at-most-once).
+    pub message: Message,
+    /// `None`: nobody awaits a receipt (broadcasts, at-most-once, mail).
     pub origin: Option<Origin>,
-    /// Milliseconds since the Unix epoch after which the message is not to be shown any more.
-    pub expires_ms: Option<u64>,
-    /// It comes out of a mailbox, and so goes before what arrived since.
-    pub is_mail: bool,
-    /// The `message` frame as JSON text.
-    pub frame: Bytes,
+    /// When the origin gives up waiting, on this node's clock.
+    pub answer_by: Option<Instant>,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum EnvelopeError {
     #[error("a message between nodes lacks {0}")]
     Missing(&'static str),
+    #[error("a message between nodes has version {0:?}, which this release does not know")]
+    Version(String),
     #[error(transparent)]
     Target(#[from] TargetError),
     #[error(transparent)]
     Id(#[from] IdError),
     #[error("not a number: {0}")]
     Number(#[from] std::num::ParseIntError),
-    #[error("not what it should be: {0}")]
+    #[error("{0} is not well-formed")]
+    Form(&'static str),
+    #[error("cannot be read: {0}")]
     Json(#[from] serde_json::Error),
 }
 
 impl Envelope {
-    /// The envelope of a message of which nobody awaits a receipt.
-    pub fn of(message: &Message) -> Self {
-        Self {
-            id: message.id.clone(),
-            scope: Scope::of(&message.sender),
-            target: message.target.clone(),
-            origin: None,
-            expires_ms: message.expires_ms,
-            is_mail: false,
-            frame: server::message(message),
+    pub fn to_publish(&self, to: Destination, now: Instant, order_key: u64) -> Publish {
+        let mut properties = properties(&self.message, now);
+        if let Some(origin) = &self.origin {
+            properties.correlation_id = Some(origin.correlation_id());
+            properties.reply_to = Some(origin.node.as_str().to_owned());
         }
+        if let Some(at) = self.answer_by {
+            let budget = at.saturating_duration_since(now);
+            properties.headers.push((HEADER_BUDGET.to_owned(), budget.as_millis().to_string()));
+        }
+        let body = self.message.payload.bytes.clone();
+        Publish { to, properties, body, order_key, lane: Lane::Bulk }
     }
 
-    pub fn is_expired(&self, now_ms: u64) -> bool {
-        self.expires_ms.is_some_and(|at| at <= now_ms)
-    }
-
-    pub fn to_publish(&self, to: Destination, now_ms: u64, order_key: u64) -> Publish {
-        let properties = self.properties(now_ms);
-        Publish { to, properties, body: self.frame.clone(), order_key, lane: Lane::Bulk }
-    }
-
-    /// The properties under which the message lies in a mailbox, and travels.
-    pub fn properties(&self, now_ms: u64) -> Properties {
-        let mut headers = smallvec![
-            (HEADER_TARGET.to_owned(), self.target.to_header()),
-            (HEADER_SCOPE.to_owned(), format!("{:x}", self.scope.0)),
-        ];
-        if let Some(expires_ms) = self.expires_ms {
-            headers.push((HEADER_EXPIRES.to_owned(), expires_ms.to_string()));
-        }
-        if self.is_mail {
-            headers.push((HEADER_MAIL.to_owned(), "1".to_owned()));
-        }
-        // The broker drops the message from a queue when its time is over.
-        let ttl_ms = self.expires_ms.map(|at| at.saturating_sub(now_ms).max(1));
-        Properties {
-            message_id: Some(self.id.as_str().to_owned()),
-            kind: Some(kind::MESSAGE.to_owned()),
-            content_type: Some("application/json".to_owned()),
-            correlation_id: self.origin.as_ref().map(|origin| origin.tag.0.to_string()),
-            reply_to: self.origin.as_ref().map(|origin| origin.node.as_str().to_owned()),
-            expiration: ttl_ms.map(|ttl| ttl.to_string()),
-            persistent: Some(false),
-            headers,
-            ..Properties::default()
-        }
-    }
-
-    pub fn from_delivery(properties: &Properties, body: Bytes) -> Result<Self, EnvelopeError> {
-        let target = properties.header(HEADER_TARGET).ok_or(EnvelopeError::Missing("a target"))?;
-        let scope = properties.header(HEADER_SCOPE).ok_or(EnvelopeError::Missing("a scope"))?;
-        let id = properties.message_id.as_deref().ok_or(EnvelopeError::Missing("a message id"))?;
+    pub fn from_delivery(from: &Properties, body: Bytes, now: Instant) -> Result<Self, EnvelopeError> {
+        let budget = from.header(HEADER_BUDGET).map(str::parse).transpose()?;
         Ok(Self {
-            id: MessageId::new(id)?,
-            scope: Scope(u64::from_str_radix(scope, 16)?),
-            target: Target::from_header(target)?,
-            origin: origin(properties)?,
-            expires_ms: properties.header(HEADER_EXPIRES).map(str::parse).transpose()?,
-            is_mail: properties.header(HEADER_MAIL).is_some(),
-            frame: body,
+            message: message(from, body, now)?,
+            origin: origin(from)?,
+            answer_by: budget.map(|ms| now + Duration::from_millis(ms)),
         })
     }
 }
 
-/// Who is to be answered, for messages and asks.
-pub fn origin(properties: &Properties) -> Result<Option<Origin>, EnvelopeError> {
-    match (&properties.reply_to, &properties.correlation_id) {
-        (Some(node), Some(tag)) => Ok(Some(Origin { node: NodeId::new(node)?, tag: Tag(tag.parse()?) })),
-        _ => Ok(None),
+/// The properties under which a message travels and lies in a box.
+pub fn properties(message: &Message, now: Instant) -> Properties {
+    let mut headers = smallvec![
+        (HEADER_VERSION.to_owned(), VERSION.to_owned()),
+        (HEADER_TARGET.to_owned(), message.target.to_header()),
+        (HEADER_TIME.to_owned(), message.accepted_ms.to_string()),
+    ];
+    let mut add = |name: &str, value: String| headers.push((name.to_owned(), value));
+    let mut app_id = None;
+    match &message.sender {
+        Sender::Client { user, session } => {
+            add(HEADER_USER, ids::encode(user.as_str()));
+            add(HEADER_SESSION, session.to_string());
+        }
+        Sender::User { user } => add(HEADER_USER, ids::encode(user.as_str())),
+        Sender::Service { service } => app_id = Some(service.clone()),
+    }
+    if let Some(event) = &message.event {
+        add(HEADER_EVENT, ids::encode(event));
+    }
+    if let Some(Stamp { life, number }) = message.stamp {
+        add(HEADER_STAMP, format!("{life}.{number}"));
+    }
+    if message.redelivered {
+        add(HEADER_REDELIVERED, "1".to_owned());
+    }
+    // The broker drops the message from a queue when its time is over.
+    let ttl_ms = message.remaining(now).map(|left| left.as_millis().max(1));
+    Properties {
+        message_id: Some(message.id.as_str().to_owned()),
+        kind: Some(kind::MESSAGE.to_owned()),
+        content_type: Some(message.payload.form.media_type().to_owned()),
+        expiration: ttl_ms.map(|ttl| ttl.to_string()),
+        persistent: Some(false),
+        app_id,
+        headers,
+        ..Properties::default()
     }
 }
 
-/// One target node's answers to one origin: for each attempt, how many sessions took the message.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Receipts {
-    pub from: NodeId,
-    pub receipts: Vec<(Tag, u32)>,
+/// The inverse of [`properties`]. The remaining time begins to run on this node's clock now.
+pub fn message(from: &Properties, body: Bytes, now: Instant) -> Result<Message, EnvelopeError> {
+    match from.header(HEADER_VERSION) {
+        Some(VERSION) => {}
+        other => return Err(EnvelopeError::Version(other.unwrap_or_default().to_owned())),
+    }
+    let needed = |name, what| from.header(name).ok_or(EnvelopeError::Missing(what));
+    let id = from.message_id.as_deref().ok_or(EnvelopeError::Missing("a message id"))?;
+    let form = from.content_type.as_deref().and_then(Form::of_media_type);
+    let event = from.header(HEADER_EVENT).map(|event| ids::decode(event).ok_or(EnvelopeError::Form("the event")));
+    let ttl_ms: Option<u64> = from.expiration.as_deref().map(str::parse).transpose()?;
+    Ok(Message {
+        id: MessageId::new(id)?,
+        target: Target::from_header(needed(HEADER_TARGET, "a target")?)?,
+        sender: sender(from)?,
+        event: event.transpose()?,
+        payload: Payload { form: form.ok_or(EnvelopeError::Form("the content type"))?, bytes: body },
+        accepted_ms: needed(HEADER_TIME, "a time")?.parse()?,
+        expires: ttl_ms.map(|ttl| now + Duration::from_millis(ttl)),
+        guarantee: Guarantee::AtLeastOnce,
+        redelivered: from.header(HEADER_REDELIVERED).is_some(),
+        stamp: from.header(HEADER_STAMP).map(stamp).transpose()?,
+    })
 }
 
-/// A question to nodes about the sessions they hold, or an order to close them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Ask {
-    SessionsOf(UserId),
-    DisconnectUser(UserId),
-    /// A session's id as text: only the node that is asked needs to understand it.
-    DisconnectSession(String),
+fn sender(from: &Properties) -> Result<Sender, EnvelopeError> {
+    let Some(user) = from.header(HEADER_USER) else {
+        let service = from.app_id.clone().ok_or(EnvelopeError::Missing("a sender"))?;
+        return Ok(Sender::Service { service });
+    };
+    let user = UserId::new(&ids::decode(user).ok_or(EnvelopeError::Form("the sender"))?)?;
+    Ok(match from.header(HEADER_SESSION) {
+        Some(session) => Sender::Client { user, session: SessionId::parse(session)? },
+        None => Sender::User { user },
+    })
 }
 
-/// One session as `GET /v1/users/{id}` shows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SessionInfo {
-    pub session: String,
-    pub node: NodeId,
-    /// Milliseconds since the Unix epoch.
-    pub since_ms: u64,
+/// `<life>.<number>`.
+fn numbered(text: &str) -> Option<(Life, u64)> {
+    let (life, number) = text.split_once('.')?;
+    Some((Life(u64::from_str_radix(life, 16).ok()?), number.parse().ok()?))
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Answer {
-    pub from: NodeId,
-    /// The sessions that the question was about.
-    pub sessions: Vec<SessionInfo>,
+fn stamp(text: &str) -> Result<Stamp, EnvelopeError> {
+    numbered(text).map(|(life, number)| Stamp { life, number }).ok_or(EnvelopeError::Form("the stamp"))
 }
 
-fn json_publish(to: NodeId, kind: &str, body: &impl Serialize, origin: Option<&Origin>) -> Publish {
-    let properties = Properties {
-        kind: Some(kind.to_owned()),
-        content_type: Some("application/json".to_owned()),
-        correlation_id: origin.map(|origin| origin.tag.0.to_string()),
-        reply_to: origin.map(|origin| origin.node.as_str().to_owned()),
+/// Who is to be answered, for messages and questions.
+pub fn origin(from: &Properties) -> Result<Option<Origin>, EnvelopeError> {
+    let (Some(node), Some(id)) = (&from.reply_to, &from.correlation_id) else { return Ok(None) };
+    let (life, tag) = numbered(id).ok_or(EnvelopeError::Form("the correlation id"))?;
+    Ok(Some(Origin { node: NodeId::new(node)?, life, tag: Tag(tag) }))
+}
+
+/// The properties that say who is to be answered: the inverse of [`origin`].
+pub fn answered_to(origin: &Origin) -> Properties {
+    Properties {
+        correlation_id: Some(origin.correlation_id()),
+        reply_to: Some(origin.node.as_str().to_owned()),
         persistent: Some(false),
         ..Properties::default()
-    };
-    // Plain structs of strings and numbers cannot fail to serialize.
-    let body = serde_json::to_vec(body).unwrap_or_default().into();
-    Publish { to: Destination::Nodes(smallvec![to]), properties, body, order_key: 0, lane: Lane::Urgent }
-}
-
-/// Users in whose mailboxes something has been put: a node that holds one of them hands it out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mail {
-    pub users: Vec<UserId>,
-}
-
-/// To the nodes that hold a user: it overtakes nothing that was published before with the same order key, and is
-/// overtaken by nothing that is published after.
-pub fn mail_publish(to: Destination, mail: &Mail, order_key: u64) -> Publish {
-    let properties = Properties {
-        kind: Some(kind::MAIL.to_owned()),
-        content_type: Some("application/json".to_owned()),
-        persistent: Some(false),
-        ..Properties::default()
-    };
-    // Plain structs of strings cannot fail to serialize.
-    let body = serde_json::to_vec(mail).unwrap_or_default().into();
-    Publish { to, properties, body, order_key, lane: Lane::Bulk }
-}
-
-pub fn receipts_publish(to: NodeId, receipts: &Receipts) -> Publish {
-    json_publish(to, kind::RECEIPTS, receipts, None)
-}
-
-pub fn ask_publish(to: NodeId, ask: &Ask, origin: &Origin) -> Publish {
-    json_publish(to, kind::ASK, ask, Some(origin))
-}
-
-pub fn answer_publish(to: &Origin, answer: &Answer) -> Publish {
-    json_publish(to.node.clone(), kind::ANSWER, answer, Some(to))
-}
-
-impl SessionInfo {
-    pub fn new(session: &SessionId, since_ms: u64) -> Self {
-        Self { session: session.to_string(), node: session.node.clone(), since_ms }
     }
 }
 
@@ -247,29 +223,50 @@ impl SessionInfo {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_envelope_survives_the_trip() {
-        let envelope = Envelope {
-            id: MessageId::new("m-1").unwrap(),
-            scope: Scope(u64::MAX),
-            target: Target::parse("user.zoë ~ x").unwrap(),
-            origin: Some(Origin { node: NodeId::new("n").unwrap(), tag: Tag(7) }),
-            expires_ms: Some(109),
-            is_mail: true,
-            frame: Bytes::from_static(b"{}"),
-        };
-        let publish = envelope.to_publish(Destination::Broadcast, 100, 0);
-        assert_eq!(publish.properties.expiration.as_deref(), Some("9"));
-        let back = Envelope::from_delivery(&publish.properties, publish.body).unwrap();
-        assert_eq!(
-            (back.id, back.target, back.origin, back.scope),
-            (envelope.id, envelope.target, envelope.origin, envelope.scope)
-        );
+    fn envelope() -> Envelope {
+        let now = Instant::now();
+        Envelope {
+            message: Message {
+                id: MessageId::new("m-1").unwrap(),
+                target: Target::parse("user.zoë ~ x").unwrap(),
+                sender: Sender::Client {
+                    user: UserId::new("bob é").unwrap(),
+                    session: SessionId::parse("n~1").unwrap(),
+                },
+                event: Some("chat/é".into()),
+                payload: Payload { form: Form::Binary, bytes: Bytes::from_static(b"\xff\0") },
+                accepted_ms: 7,
+                expires: Some(now + Duration::from_millis(900)),
+                guarantee: Guarantee::AtLeastOnce,
+                redelivered: true,
+                stamp: Some(Stamp { life: Life(u64::MAX), number: 12 }),
+            },
+            origin: Some(Origin { node: NodeId::new("n").unwrap(), life: Life(3), tag: Tag(7) }),
+            answer_by: Some(now + Duration::from_secs(9)),
+        }
     }
 
     #[test]
-    fn what_is_missing_is_named() {
-        let error = Envelope::from_delivery(&Properties::default(), Bytes::new()).unwrap_err();
-        assert!(error.to_string().contains("target"));
+    fn an_envelope_survives_the_trip() {
+        let (envelope, now) = (envelope(), Instant::now());
+        let publish = envelope.to_publish(Destination::Broadcast, now, 0);
+        assert!(publish.properties.expiration.as_ref().is_some_and(|ms| ms.parse::<u64>().unwrap() <= 900));
+        let later = now + Duration::from_secs(100);
+        let back = Envelope::from_delivery(&publish.properties, publish.body, later).unwrap();
+        let (was, is) = (&envelope.message, &back.message);
+        assert_eq!((&was.id, &was.target, &was.sender), (&is.id, &is.target, &is.sender));
+        assert_eq!((&was.event, &was.payload, was.accepted_ms), (&is.event, &is.payload, is.accepted_ms));
+        assert_eq!((was.redelivered, was.stamp, &envelope.origin), (is.redelivered, is.stamp, &back.origin));
+        assert!(is.expires.unwrap() > later, "the remaining time runs from the arrival on");
+    }
+
+    #[test]
+    fn what_is_missing_or_newer_is_named() {
+        let error = Envelope::from_delivery(&Properties::default(), Bytes::new(), Instant::now()).unwrap_err();
+        assert!(error.to_string().contains("version"), "{error}");
+        let mut publish = envelope().to_publish(Destination::Broadcast, Instant::now(), 0);
+        publish.properties.headers.retain(|(name, _)| name != HEADER_TARGET);
+        let error = Envelope::from_delivery(&publish.properties, publish.body, Instant::now()).unwrap_err();
+        assert!(error.to_string().contains("target"), "{error}");
     }
 }

@@ -9,8 +9,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::bus::Bus;
-use crate::delivery::envelope::{receipts_publish, Origin, Receipts, Tag};
-use crate::ids::NodeId;
+use crate::delivery::envelope::{Origin, Tag};
+use crate::delivery::peer_words::{receipts_publish, Receipt, Receipts};
+use crate::ids::{Life, NodeId};
 
 /// Most receipts in one message.
 const BATCH_MAX: usize = 256;
@@ -23,7 +24,7 @@ const QUEUE_MAX: usize = 65_536;
 /// Hands receipts to the sender task. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ReceiptSender {
-    queue: mpsc::Sender<(Origin, u32)>,
+    queue: mpsc::Sender<(Origin, Receipt)>,
 }
 
 impl ReceiptSender {
@@ -33,15 +34,14 @@ impl ReceiptSender {
         (Self { queue }, tokio::spawn(run(node, bus, receiver)))
     }
 
-    /// `sessions` = 0 says that the message's target is not here.
-    pub fn send(&self, origin: Origin, sessions: u32) {
+    pub fn send(&self, origin: Origin, receipt: Receipt) {
         // See QUEUE_MAX for what a full queue means.
-        let _ = self.queue.try_send((origin, sessions));
+        let _ = self.queue.try_send((origin, receipt));
     }
 }
 
-async fn run(node: NodeId, bus: Arc<dyn Bus>, mut queue: mpsc::Receiver<(Origin, u32)>) {
-    let mut batch: Vec<(Origin, u32)> = Vec::with_capacity(BATCH_MAX);
+async fn run(node: NodeId, bus: Arc<dyn Bus>, mut queue: mpsc::Receiver<(Origin, Receipt)>) {
+    let mut batch: Vec<(Origin, Receipt)> = Vec::with_capacity(BATCH_MAX);
     let mut next = Instant::now();
     while queue.recv_many(&mut batch, BATCH_MAX).await > 0 {
         if batch.len() < BATCH_MAX && Instant::now() < next {
@@ -54,17 +54,18 @@ async fn run(node: NodeId, bus: Arc<dyn Bus>, mut queue: mpsc::Receiver<(Origin,
             }
         }
         next = Instant::now() + BATCH_EVERY;
-        for (to, receipts) in by_origin(&mut batch) {
+        for ((to, life), receipts) in by_origin(&mut batch) {
             // A lost batch is as harmless as a full queue.
-            bus.publish(receipts_publish(to, &Receipts { from: node.clone(), receipts }), Box::new(|_| ()));
+            let receipts = Receipts { from: node.clone(), life, receipts };
+            bus.publish(receipts_publish(to, &receipts), Box::new(|_| ()));
         }
     }
 }
 
-fn by_origin(batch: &mut Vec<(Origin, u32)>) -> HashMap<NodeId, Vec<(Tag, u32)>> {
-    let mut origins: HashMap<NodeId, Vec<(Tag, u32)>> = HashMap::new();
-    for (origin, sessions) in batch.drain(..) {
-        origins.entry(origin.node).or_default().push((origin.tag, sessions));
+fn by_origin(batch: &mut Vec<(Origin, Receipt)>) -> HashMap<(NodeId, Life), Vec<(Tag, Receipt)>> {
+    let mut origins: HashMap<(NodeId, Life), Vec<(Tag, Receipt)>> = HashMap::new();
+    for (origin, receipt) in batch.drain(..) {
+        origins.entry((origin.node, origin.life)).or_default().push((origin.tag, receipt));
     }
     origins
 }

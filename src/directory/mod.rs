@@ -130,6 +130,12 @@ impl Directory {
         self.incarnation_of(node).is_some()
     }
 
+    /// Whether this node has the lowest id of all live nodes: where one of them is to act for all.
+    pub fn is_first_node(&self) -> bool {
+        let state = self.read();
+        state.peers.iter().next().is_none_or(|(first, _)| state.own.node < *first)
+    }
+
     /// The live peers, by node id. Without this node itself, which [`this_node`](Self::this_node) describes.
     pub fn peers(&self) -> Vec<PeerInfo> {
         let now = self.now();

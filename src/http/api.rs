@@ -15,6 +15,7 @@ use warp::reply::Response as Answer;
 use warp::{Filter, Rejection};
 
 use crate::auth::Caller;
+use crate::clock::Now;
 use crate::error::{Code, Error};
 use crate::http::upgrade::answer_bearer;
 use crate::http::{answer, Gate};
@@ -23,7 +24,7 @@ use crate::metrics::Door;
 use crate::protocol::client::{PublishRequest, BATCH_MAX};
 use crate::protocol::message::{Message, Sender, Settlement};
 use crate::protocol::server::Settled;
-use crate::router::{ask::Found, now_ms};
+use crate::router::ask::Found;
 
 /// Longest body of `POST /v1/messages`, in bytes.
 const BODY_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -132,8 +133,8 @@ fn check(gate: &Gate, caller: &Caller, request: PublishRequest) -> Result<Messag
         Caller::Service => Sender::Service { service: "api".into() },
         Caller::User(identity) => Sender::User { user: identity.user.clone() },
     };
-    let message = request.into_message(sender, now_ms())?;
-    if message.payload.len() > gate.max_message_bytes {
+    let message = request.into_message(sender, Now::read())?;
+    if message.payload.bytes.len() > gate.max_message_bytes {
         return Err(Error::bad_request(format!("payload: at most {} bytes", gate.max_message_bytes)));
     }
     match caller.may_publish(&message.target) {

@@ -9,14 +9,14 @@ mod tally;
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use smallvec::SmallVec;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
-use crate::ids::{MessageId, UserId};
+use crate::ids::UserId;
 use crate::protocol::close::CloseCode;
+use crate::protocol::message::Rendered;
 
 pub use tally::Tally;
 
@@ -38,10 +38,12 @@ pub type Counters = SmallVec<[u64; 2]>;
 /// What a worker is told.
 #[derive(Debug)]
 pub enum Command {
-    /// A whole WebSocket frame for these sessions; `id` is what a client acknowledges it by.
-    Deliver { counters: Counters, frame: Bytes, id: MessageId, tally: Tally },
-    /// A whole WebSocket frame for every session.
-    Broadcast { frame: Bytes },
+    /// A message for these sessions.
+    Deliver { counters: Counters, message: Arc<Rendered>, tally: Tally },
+    /// A message for every session.
+    Broadcast { message: Arc<Rendered> },
+    /// Every session is told that it may have missed messages.
+    Gap { reason: &'static str },
     /// Close these sessions; the tally counts those that were there.
     Close { counters: Counters, code: CloseCode, tally: Tally },
     /// The node stops: close every session within so many milliseconds.
@@ -167,13 +169,13 @@ impl Hub {
         self.reserve(self.sessions_of(user).iter().map(|session| session.counter).collect())
     }
 
-    /// Hands a frame to everybody who is connected.
-    pub fn deliver_all(&self, frame: &Bytes) -> Result<(), Full> {
+    /// Hands a message to everybody who is connected.
+    pub fn deliver_all(&self, message: &Arc<Rendered>) -> Result<(), Full> {
         let permits = (0..self.workers.len())
             .map(|worker| self.permit(worker))
             .collect::<Result<SmallVec<[_; 8]>, _>>()?;
         for permit in permits.into_iter().flatten() {
-            permit.send(Command::Broadcast { frame: frame.clone() });
+            permit.send(Command::Broadcast { message: message.clone() });
         }
         Ok(())
     }
@@ -208,11 +210,11 @@ pub struct Reservation<'a> {
 }
 
 impl Reservation<'_> {
-    /// Hands a frame to the sessions. Without any, the tally is dropped and tells so.
-    pub fn deliver(self, frame: &Bytes, id: &MessageId, tally: Tally) {
+    /// Hands a message to the sessions. Without any, the tally is dropped and tells so.
+    pub fn deliver(self, message: &Arc<Rendered>, tally: Tally) {
         for (permit, counters) in self.permits {
-            let (frame, id, tally) = (frame.clone(), id.clone(), tally.clone());
-            permit.send(Command::Deliver { counters, frame, id, tally });
+            let (message, tally) = (message.clone(), tally.clone());
+            permit.send(Command::Deliver { counters, message, tally });
         }
     }
 
@@ -227,7 +229,16 @@ impl Reservation<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Now;
+    use crate::protocol::client::PublishRequest;
+    use crate::protocol::message::Sender;
     use std::cell::Cell;
+
+    fn rendered() -> Arc<Rendered> {
+        let request: PublishRequest = serde_json::from_str(r#"{"to":"broadcast"}"#).unwrap();
+        let sender = Sender::Service { service: "test".into() };
+        Rendered::new(Arc::new(request.into_message(sender, Now::read()).unwrap()))
+    }
 
     fn local(counter: u64) -> Local {
         Local { counter, since_ms: 0 }
@@ -255,8 +266,8 @@ mod tests {
         let reservation = hub.reserve(Counters::from_slice(&[1, 2])).unwrap();
         let (tell, told) = std::sync::mpsc::channel();
         let tally = Tally::new(move |taken| tell.send(taken).unwrap());
-        reservation.deliver(&Bytes::new(), &MessageId::generate(), tally);
-        hub.deliver_all(&Bytes::new()).unwrap();
+        reservation.deliver(&rendered(), tally);
+        hub.deliver_all(&rendered()).unwrap();
         assert!(matches!(commands[0].try_recv(), Ok(Command::Deliver { .. })));
         assert!(matches!(commands[0].try_recv(), Ok(Command::Broadcast { .. })));
         assert_eq!(told.try_recv(), Ok(0), "the tally does not wait for the one that ended");
@@ -265,10 +276,10 @@ mod tests {
     #[test]
     fn each_worker_gets_its_own_sessions_and_all_get_it_or_none() {
         let (hub, mut commands) = Hub::new(2);
-        let (frame, id) = (Bytes::from_static(b"f"), MessageId::new("m").unwrap());
+        let message = rendered();
         let deliver = |counters: &[u64]| {
             let reservation = hub.reserve(Counters::from_slice(counters))?;
-            reservation.deliver(&frame, &id, Tally::new(|_| ()));
+            reservation.deliver(&message, Tally::new(|_| ()));
             Ok(())
         };
         deliver(&[1, 2, 3]).unwrap();

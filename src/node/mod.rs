@@ -19,17 +19,17 @@ use tokio::task::JoinSet;
 use crate::auth::{SelfTestFailed, Verifier};
 use crate::bus::memory::MemoryBroker;
 use crate::bus::rabbit::{RabbitBus, RabbitSettings};
-use crate::bus::{Bus, Inboxes, MailboxLimits};
+use crate::bus::{BoxSettings, Bus, Inboxes};
 use crate::config::{Config, QueueType};
 use crate::delivery::receipt_sender::ReceiptSender;
 use crate::directory::{Directory, Membership, ServiceHandle};
 use crate::http::{self, health::Health, serve, Gate};
 use crate::hub::{Command, Commands, Hub};
 use crate::ids::NodeId;
-use crate::ingress::{backends, peers};
+use crate::ingress::backends::{self, BackendsDoor};
+use crate::ingress::peers::{self, NodeQueue};
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::metrics::Metrics;
-use crate::router::mail::READERS;
 use crate::router::{Places, Router, RouterSettings};
 use crate::session::worker::ADMISSIONS_MAX;
 use crate::session::SessionSettings;
@@ -71,16 +71,16 @@ pub struct Node {
 impl Node {
     /// Binds every address and starts; must be called in a tokio runtime. Whether the broker can be reached shows in readiness, not here.
     pub fn start(config: Config) -> Result<Self, StartError> {
-        let mailbox = MailboxLimits::new(config.mailbox_ttl, config.mailbox_messages, config.mailbox_bytes);
+        let boxes = BoxSettings { boxes: config.boxes, ttl: config.mailbox_ttl };
         let (bus, inboxes): (Arc<dyn Bus>, Inboxes) = if config.standalone() {
-            let (bus, inboxes) = MemoryBroker::with_mailboxes(mailbox).attach(config.node_id.clone());
+            let (bus, inboxes) = MemoryBroker::with_boxes(boxes).attach(config.node_id.clone());
             (bus, inboxes)
         } else {
             let urls = config.amqp_urls.iter().map(|url| url.expose().to_owned()).collect();
             let settings = RabbitSettings {
                 prefix: config.prefix.as_str().to_owned(),
                 quorum: config.queue_type == QueueType::Quorum,
-                mailbox,
+                boxes,
                 ..RabbitSettings::new(urls)
             };
             let (bus, inboxes) = RabbitBus::start(settings, config.node_id.clone());
@@ -147,14 +147,15 @@ impl Node {
     ) {
         let (router, bus, metrics) = (self.router.clone(), self.bus.clone(), gate.metrics.clone());
         let message_bytes_max = config.max_message_bytes;
-        self.tasks.spawn(peers::run_node(router.clone(), bus.clone(), metrics.clone(), inboxes.node));
-        self.tasks.spawn(peers::run_control(router.clone(), inboxes.control));
-        self.tasks.spawn(backends::run(router.clone(), bus, metrics, message_bytes_max, inboxes.ingress));
+        let node_queue =
+            NodeQueue::new(router.clone(), bus.clone(), metrics.clone(), message_bytes_max);
+        self.tasks.spawn(node_queue.run(inboxes.node));
+        self.tasks.spawn(peers::run_control(router.clone(), bus.clone(), inboxes.control));
+        let own_prefix = config.prefix.as_str().into();
+        let door = BackendsDoor { router: router.clone(), bus, metrics, own_prefix, message_bytes_max };
+        self.tasks.spawn(backends::run(door, inboxes.ingress));
         self.tasks.spawn(watch::follow_members(router.clone(), members));
         self.tasks.spawn(watch::follow_link(router.clone(), self.lifecycle.clone(), self.bus.link()));
-        for _ in 0..READERS {
-            self.tasks.spawn(router.clone().read_mail());
-        }
         self.tasks.spawn(watch::keep_time(router));
     }
 
@@ -285,8 +286,6 @@ impl Node {
             }
         };
         let _ = tokio::time::timeout(SETTLE_MAX, settled).await;
-        // Nobody else knows of what this node has stored last.
-        self.router.announce_mail();
         self.router.directory().bye().await;
         self.bus.leave();
         self.lifecycle.advance(Phase::Stopped);

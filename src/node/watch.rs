@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 use crate::bus::Link;
 use crate::directory::Membership;
 use crate::lifecycle::{Lifecycle, Phase};
-use crate::protocol::{server, wire};
+use crate::hub::Command;
 use crate::router::Router;
 
 /// How often overdue receipts are looked for.
@@ -37,13 +37,7 @@ pub(super) async fn follow_link(router: Arc<Router>, lifecycle: Lifecycle, mut l
             lifecycle.advance(Phase::Serving);
             if incarnation.is_some() && incarnation != now.incarnation {
                 tracing::info!("the broker link is back; messages for everyone may have been missed");
-                let frame = wire::text_frame(&server::gap("broker link was lost"));
-                while let Err(full) = router.hub().deliver_all(&frame) {
-                    router.hub().room(full).await;
-                }
-            }
-            if incarnation != now.incarnation {
-                router.look_for_mail();
+                router.hub().tell_all(|| Command::Gap { reason: "broker link was lost" }).await;
             }
             incarnation = now.incarnation;
         }
@@ -59,7 +53,6 @@ pub(super) async fn keep_time(router: Arc<Router>) {
     loop {
         ticks.tick().await;
         router.expire(Instant::now());
-        router.announce_mail();
         let hub = router.hub();
         router.directory().set_load(hub.sessions() as u64, hub.users() as u64);
     }

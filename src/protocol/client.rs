@@ -1,14 +1,16 @@
 //! Frames from clients: warren.v1, one JSON object per text message.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::clock::Now;
 use crate::error::Error;
 use crate::ids::MessageId;
-use crate::protocol::message::{Guarantee, Message, Sender};
+use crate::protocol::message::{Guarantee, Message, Payload, Sender};
 use crate::protocol::target::Target;
 
 /// Longest event name, in bytes.
@@ -42,7 +44,7 @@ pub struct PublishRequest<'a> {
 
 impl PublishRequest<'_> {
     /// Checks every field; the error names the field.
-    pub fn into_message(self, sender: Sender, now_ms: u64) -> Result<Message, Error> {
+    pub fn into_message(self, sender: Sender, now: Now) -> Result<Message, Error> {
         let target = Target::parse(&self.to).map_err(|e| Error::bad_request(format!("to: {e}")))?;
         let id = match self.message_id {
             Some(id) => MessageId::new(&id).map_err(|e| Error::bad_request(format!("message_id: {e}")))?,
@@ -61,12 +63,12 @@ impl PublishRequest<'_> {
             target,
             sender,
             event: self.event.map(Cow::into_owned),
-            payload: Bytes::copy_from_slice(payload.as_bytes()),
-            is_base64: false,
-            accepted_ms: now_ms,
-            expires_ms: self.ttl.map(|ttl| now_ms + ttl),
+            payload: Payload::json(Bytes::copy_from_slice(payload.as_bytes())),
+            accepted_ms: now.unix_ms,
+            expires: self.ttl.map(|ttl| now.instant + Duration::from_millis(ttl)),
             guarantee: self.delivery,
             redelivered: false,
+            stamp: None,
         })
     }
 }
@@ -175,15 +177,19 @@ mod tests {
         Sender::Service { service: "test".into() }
     }
 
+    fn now() -> Now {
+        Now { unix_ms: 7, ..Now::read() }
+    }
+
     #[test]
     fn a_publish_keeps_its_payload_byte_for_byte() {
         let text = r#"{"type":"publish","id":"1","to":"user.42","payload":{"a": 1.0, "b":"\u00e9"},"x":1}"#;
         let request = parse(text).unwrap();
         assert_eq!(request.id, Some("\"1\""));
         let RequestBody::Publish(publish) = request.body else { panic!("{request:?}") };
-        let message = publish.into_message(sender(), 7).unwrap();
-        assert_eq!(&message.payload[..], br#"{"a": 1.0, "b":"\u00e9"}"#);
-        assert_eq!((message.accepted_ms, message.expires_ms), (7, None));
+        let message = publish.into_message(sender(), now()).unwrap();
+        assert_eq!(&message.payload.bytes[..], br#"{"a": 1.0, "b":"\u00e9"}"#);
+        assert_eq!((message.accepted_ms, message.expires), (7, None));
     }
 
     #[test]
@@ -207,7 +213,7 @@ mod tests {
             (r#"{"to":"user.1","event":"a\nb"}"#, "event"),
         ] {
             let request: PublishRequest = serde_json::from_str(body).unwrap();
-            let error = request.into_message(sender(), 0).unwrap_err();
+            let error = request.into_message(sender(), now()).unwrap_err();
             assert_eq!(error.code, Code::BadRequest);
             assert!(error.message.starts_with(part), "{body}: {error}");
         }

@@ -1,10 +1,16 @@
-//! A message: what every door hands to the router.
+//! A message: the one type from the door that accepts it to the codec that renders it, and what becomes of it.
 
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use base64::engine::general_purpose::STANDARD;
+use base64::Engine as _;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{MessageId, SessionId, UserId};
+use crate::ids::{Life, MessageId, SessionId, UserId};
 use crate::protocol::target::Target;
+use crate::protocol::Codec;
 
 /// What is promised for a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -34,23 +40,135 @@ pub enum Sender {
     },
 }
 
-/// Times are milliseconds since the Unix epoch.
+impl Sender {
+    /// The user who sent it; `None` for a service.
+    pub fn user(&self) -> Option<&UserId> {
+        match self {
+            Sender::Client { user, .. } | Sender::User { user } => Some(user),
+            Sender::Service { .. } => None,
+        }
+    }
+}
+
+/// How the bytes of a payload are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// A valid JSON value.
+    Json,
+    /// UTF-8 text.
+    Text,
+    /// Any bytes.
+    Binary,
+}
+
+impl Form {
+    /// The media type that stands for the form between nodes (RFC 8259, RFC 2046).
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Form::Json => "application/json",
+            Form::Text => "text/plain",
+            Form::Binary => "application/octet-stream",
+        }
+    }
+
+    /// The inverse of [`Form::media_type`].
+    pub fn of_media_type(text: &str) -> Option<Self> {
+        [Form::Json, Form::Text, Form::Binary].into_iter().find(|form| form.media_type() == text)
+    }
+}
+
+/// The bytes as the publisher gave them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Payload {
+    pub form: Form,
+    pub bytes: Bytes,
+}
+
+impl Payload {
+    pub fn json(bytes: impl Into<Bytes>) -> Self {
+        Self { form: Form::Json, bytes: bytes.into() }
+    }
+
+    /// Appends the payload as a JSON value: text becomes a string, any other bytes a string of base64.
+    pub fn write_json(&self, out: &mut Vec<u8>) {
+        match self.form {
+            Form::Json => out.extend_from_slice(&self.bytes),
+            Form::Text => {
+                let text = String::from_utf8_lossy(&self.bytes);
+                // Writing a string to memory has no way to fail.
+                let _ = serde_json::to_writer(out, text.as_ref());
+            }
+            Form::Binary => {
+                out.push(b'"');
+                out.extend_from_slice(STANDARD.encode(&self.bytes).as_bytes());
+                out.push(b'"');
+            }
+        }
+    }
+}
+
+/// The place of a message among all that one origin process accepted for one target: later ones have higher numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Stamp {
+    pub life: Life,
+    pub number: u64,
+}
+
 #[derive(Debug, Clone)]
 pub struct Message {
     pub id: MessageId,
     pub target: Target,
     pub sender: Sender,
     pub event: Option<String>,
-    /// A valid JSON value, kept as the bytes that came in.
-    pub payload: Bytes,
-    /// The payload is a JSON string of base64, since the publisher sent bytes that are no JSON.
-    pub is_base64: bool,
+    pub payload: Payload,
+    /// Milliseconds since the Unix epoch, to be shown only: no decision rests on a wall clock.
     pub accepted_ms: u64,
-    /// After this moment the message is `expired`; `None` = never.
-    pub expires_ms: Option<u64>,
+    /// On this node's clock; between nodes the remaining time travels. `None` = never.
+    pub expires: Option<Instant>,
     pub guarantee: Guarantee,
-    /// The source handed it over before: clients are told, so that order and repetition explain themselves.
+    /// It may have been shown before, or out of order: clients are told.
     pub redelivered: bool,
+    /// Given by the origin when it accepts the message for a user or a session.
+    pub stamp: Option<Stamp>,
+}
+
+impl Message {
+    pub fn is_expired(&self, now: Instant) -> bool {
+        self.expires.is_some_and(|at| at <= now)
+    }
+
+    /// The time that is left to show it.
+    pub fn remaining(&self, now: Instant) -> Option<Duration> {
+        self.expires.map(|at| at.saturating_duration_since(now))
+    }
+
+    /// Bytes that it takes in memory and in a box, about: its payload and a share for everything else.
+    pub fn bytes(&self) -> usize {
+        const OVERHEAD: usize = 256;
+        self.payload.bytes.len() + OVERHEAD
+    }
+}
+
+/// A message on its way to sockets. Each codec renders it once for a node, when the first session needs it.
+#[derive(Debug)]
+pub struct Rendered {
+    message: Arc<Message>,
+    frames: [OnceLock<Bytes>; Codec::COUNT],
+}
+
+impl Rendered {
+    pub fn new(message: Arc<Message>) -> Arc<Self> {
+        Arc::new(Self { message, frames: Default::default() })
+    }
+
+    pub fn message(&self) -> &Message {
+        &self.message
+    }
+
+    /// The whole WebSocket frame for sessions of this codec.
+    pub fn frame(&self, codec: Codec) -> &Bytes {
+        self.frames[codec as usize].get_or_init(|| codec.message(&self.message))
+    }
 }
 
 /// The known fate of a message.
@@ -75,6 +193,25 @@ impl Settlement {
             Settlement::Published => "published",
             Settlement::Failed(error) if error.code == crate::error::Code::Expired => "expired",
             Settlement::Failed(_) => "rejected",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_of_payload_becomes_json() {
+        for (form, bytes, json) in [
+            (Form::Json, &b"{\"a\": 1}"[..], "{\"a\": 1}"),
+            (Form::Text, b"say \"hi\"", "\"say \\\"hi\\\"\""),
+            (Form::Binary, b"\xff\xfe", "\"//4=\""),
+        ] {
+            let mut out = Vec::new();
+            Payload { form, bytes: Bytes::copy_from_slice(bytes) }.write_json(&mut out);
+            assert_eq!(String::from_utf8(out).unwrap(), json);
+            assert_eq!(Form::of_media_type(form.media_type()), Some(form));
         }
     }
 }

@@ -1,28 +1,23 @@
 //! Frames to clients: warren.v1, encoded once and shared by every socket that gets them.
 
-use bytes::Bytes;
 use serde::Serialize;
 
 use crate::error::Error;
 use crate::ids::{MessageId, NodeId, SessionId, UserId};
 use crate::protocol::close::{CloseCode, Reconnect};
-use crate::protocol::message::{Message, Settlement};
-
-/// Every message frame begins like this; [`mark_redelivered`] relies on it.
-const MESSAGE_HEAD: &[u8] = br#"{"type":"message""#;
-const REDELIVERED: &[u8] = br#","redelivered":true"#;
+use crate::protocol::message::{Form, Message, Settlement};
 
 fn json(value: &impl Serialize, into: &mut Vec<u8>) {
     // Writing plain structs of strings and numbers to memory has no way to fail.
     let _ = serde_json::to_writer(into, value);
 }
 
-/// The `message` frame, as JSON text without WebSocket framing: what travels between nodes.
-pub fn message(message: &Message) -> Bytes {
-    let mut out = Vec::with_capacity(message.payload.len() + 256);
-    out.extend_from_slice(MESSAGE_HEAD);
+/// The `message` frame, as JSON text without WebSocket framing.
+pub fn message(message: &Message) -> Vec<u8> {
+    let mut out = Vec::with_capacity(message.payload.bytes.len() + 256);
+    out.extend_from_slice(br#"{"type":"message""#);
     if message.redelivered {
-        out.extend_from_slice(REDELIVERED);
+        out.extend_from_slice(br#","redelivered":true"#);
     }
     out.extend_from_slice(b",\"id\":");
     json(&message.id, &mut out);
@@ -35,23 +30,14 @@ pub fn message(message: &Message) -> Bytes {
         json(event, &mut out);
     }
     out.extend_from_slice(b",\"payload\":");
-    out.extend_from_slice(&message.payload);
-    if message.is_base64 {
+    message.payload.write_json(&mut out);
+    if message.payload.form == Form::Binary {
         out.extend_from_slice(br#","encoding":"base64""#);
     }
     out.extend_from_slice(b",\"ts\":");
     json(&message.accepted_ms, &mut out);
     out.push(b'}');
-    out.into()
-}
-
-/// The same message frame, saying that it may have been delivered before.
-pub fn mark_redelivered(frame: &Bytes) -> Bytes {
-    let Some(rest) = frame.strip_prefix(MESSAGE_HEAD) else { return frame.clone() };
-    if rest.starts_with(REDELIVERED) {
-        return frame.clone();
-    }
-    [MESSAGE_HEAD, REDELIVERED, rest].concat().into()
+    out
 }
 
 /// What a client is told when its session begins.
@@ -176,7 +162,7 @@ pub fn gap(reason: &'static str) -> Vec<u8> {
 mod tests {
     use super::*;
     use crate::error::Code;
-    use crate::protocol::message::{Guarantee, Sender};
+    use crate::protocol::message::{Guarantee, Payload, Sender};
     use crate::protocol::target::Target;
     use serde_json::{json, Value};
 
@@ -189,12 +175,12 @@ mod tests {
                 session: SessionId::parse("n~1").unwrap(),
             },
             event: Some("chat".into()),
-            payload: Bytes::from_static(br#"{"text":"hi"}"#),
-            is_base64: false,
+            payload: Payload::json(&br#"{"text":"hi"}"#[..]),
             accepted_ms: 5,
-            expires_ms: None,
+            expires: None,
             guarantee: Guarantee::AtLeastOnce,
             redelivered: false,
+            stamp: None,
         }
     }
 
@@ -206,15 +192,6 @@ mod tests {
             json!({"type":"message","id":"m1","from":{"user":"7","session":"n~1"},"to":"user.4\"2",
                    "event":"chat","payload":{"text":"hi"},"ts":5})
         );
-    }
-
-    #[test]
-    fn marking_is_the_same_as_encoding_redelivered() {
-        let mut sample = sample();
-        let plain = message(&sample);
-        sample.redelivered = true;
-        assert_eq!(mark_redelivered(&plain), message(&sample));
-        assert_eq!(mark_redelivered(&message(&sample)), message(&sample));
     }
 
     #[test]

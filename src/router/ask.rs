@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::delivery::envelope::{answer_publish, ask_publish, Answer, Ask, Origin, SessionInfo, Tag};
+use crate::delivery::envelope::{Origin, Tag};
+use crate::delivery::peer_words::{answer_publish, ask_publish, Ask, AskReply, SessionInfo};
 use crate::directory::Key;
 use crate::hub::{Counters, Local, Tally};
 use crate::ids::{NodeId, SessionId, UserId};
@@ -22,7 +23,7 @@ const ASKS_MAX: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Asks {
     next: AtomicU64,
-    open: Mutex<HashMap<Tag, (Instant, mpsc::Sender<Answer>)>>,
+    open: Mutex<HashMap<Tag, (Instant, mpsc::Sender<AskReply>)>>,
 }
 
 impl Asks {
@@ -30,7 +31,7 @@ impl Asks {
         Self { next: AtomicU64::new(1), open: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Tag, (Instant, mpsc::Sender<Answer>)>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Tag, (Instant, mpsc::Sender<AskReply>)>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -39,7 +40,7 @@ impl Asks {
         self.lock().retain(|_, (asked, _)| now.saturating_duration_since(*asked) < ASK_DEADLINE);
     }
 
-    fn open(&self, answers: usize) -> Option<(Tag, mpsc::Receiver<Answer>)> {
+    fn open(&self, answers: usize) -> Option<(Tag, mpsc::Receiver<AskReply>)> {
         let mut open = self.lock();
         if open.len() >= ASKS_MAX {
             return None;
@@ -93,7 +94,7 @@ impl Router {
         let mut found = Found::default();
         let open = if nodes.is_empty() { None } else { self.asks.open(nodes.len()) };
         if let Some((tag, _)) = &open {
-            let origin = Origin { node: self.node().clone(), tag: *tag };
+            let origin = Origin { node: self.node().clone(), life: self.life, tag: *tag };
             for node in nodes {
                 self.bus.publish(ask_publish(node.clone(), &ask, &origin), Box::new(|_| ()));
             }
@@ -116,8 +117,12 @@ impl Router {
     }
 
     /// Another node's answer has arrived.
-    pub fn answered(&self, tag: Tag, answer: Answer) {
-        if let Some((_, sender)) = self.asks.lock().get(&tag) {
+    pub fn answered(&self, to: &Origin, answer: AskReply) {
+        // An answer to a former process of this node, whose numbers began at the same place, is nothing to this one.
+        if to.life != self.life {
+            return;
+        }
+        if let Some((_, sender)) = self.asks.lock().get(&to.tag) {
             // As wide as the number of nodes asked: only a node that answers twice finds it full.
             let _ = sender.try_send(answer);
         }
@@ -125,7 +130,7 @@ impl Router {
 
     /// Another node asks.
     pub async fn asked(self: &Arc<Self>, ask: Ask, origin: Origin) {
-        let answer = Answer { from: self.node().clone(), sessions: self.answer_here(&ask).await };
+        let answer = AskReply { from: self.node().clone(), sessions: self.answer_here(&ask).await };
         self.bus.publish(answer_publish(&origin, &answer), Box::new(|_| ()));
     }
 

@@ -2,13 +2,13 @@
 
 use std::rc::Rc;
 
+use crate::clock::Now;
 use crate::error::{Code, Error};
 use crate::ids::SessionId;
 use crate::protocol::client::{self, PublishRequest, Request, RequestBody};
 use crate::protocol::close::CloseCode;
 use crate::protocol::message::Sender;
 use crate::protocol::server;
-use crate::router::now_ms;
 use crate::session::replies::Awaited;
 use crate::session::state::{Phase, Session};
 use crate::session::worker::WorkerState;
@@ -123,7 +123,7 @@ fn publish_from(
         user: identity.user.clone(),
         session: SessionId { node: worker.router.node().clone(), counter: session.counter },
     };
-    let message = publish.into_message(sender, now_ms())?;
+    let message = publish.into_message(sender, Now::read())?;
     if !identity.caps.may_publish(&message.target) {
         return Err(Error::new(Code::Forbidden, "this session may not publish to that target"));
     }

@@ -10,12 +10,14 @@ use slab::Slab;
 use tokio::sync::mpsc;
 
 use crate::auth::Identity;
+use crate::clock::unix_ms;
 use crate::hub::{Command, Commands, Counters, Local};
 use crate::ids::SessionId;
 use crate::protocol::close::CloseCode;
 use crate::protocol::server::{self, Limits, Welcome};
 use crate::protocol::wire;
-use crate::router::{now_ms, Router};
+use crate::protocol::Codec;
+use crate::router::Router;
 use crate::session::limiter::Bucket;
 use crate::session::replies::{self, Replies, Reply};
 use crate::session::socket::Socket;
@@ -190,7 +192,7 @@ impl WorkerState {
 
     /// The session has a user from now on.
     pub(super) fn admit(&self, session: &Rc<Session>, identity: Identity) {
-        let local = Local { counter: session.counter, since_ms: now_ms() };
+        let local = Local { counter: session.counter, since_ms: unix_ms() };
         let id = SessionId { node: self.router.node().clone(), counter: session.counter };
         let welcome = Welcome {
             session: &id,
@@ -245,15 +247,16 @@ impl WorkerState {
         let mut block = BytesMut::new();
         for command in batch.drain(..) {
             match command {
-                Command::Broadcast { frame } => {
+                Command::Broadcast { message } => {
+                    let frame = message.frame(Codec::WarrenV1);
                     if single {
-                        self.send_all(&frame, now);
+                        self.send_all(frame, now);
                         return;
                     }
                     if block.len() + frame.len() > BLOCK_BYTES_MAX {
                         self.send_all(&block.split().freeze(), now);
                     }
-                    block.extend_from_slice(&frame);
+                    block.extend_from_slice(frame);
                     continue;
                 }
                 other => {
@@ -271,15 +274,16 @@ impl WorkerState {
 
     fn carry_out_one(&self, command: Command, single: bool, touched: &mut Vec<Rc<Session>>, now: u32) {
         match command {
-            Command::Deliver { counters, frame, id, tally } => {
+            Command::Deliver { counters, message, tally } => {
                 for session in self.open_sessions(counters) {
-                    session.deliver(&frame, &id, &tally, !single, now);
+                    session.deliver(message.frame(Codec::WarrenV1), &message.message().id, &tally, !single, now);
                     if !single {
                         touched.push(session);
                     }
                 }
             }
-            Command::Broadcast { frame } => self.send_all(&frame, now),
+            Command::Broadcast { message } => self.send_all(message.frame(Codec::WarrenV1), now),
+            Command::Gap { reason } => self.send_all(&wire::text_frame(&server::gap(reason)), now),
             Command::Close { counters, code, tally } => {
                 for session in self.open_sessions(counters) {
                     session.close(code, 0, now);
@@ -312,7 +316,7 @@ impl WorkerState {
     /// Looks at every twentieth session: pings, silence, deadlines.
     fn look(&self, tick: u32) {
         let now = self.now();
-        let unix_s = now_ms() / 1000;
+        let unix_s = unix_ms() / 1000;
         let sessions = self.sessions.borrow();
         let mut slot = tick as usize;
         while slot < sessions.capacity() {

@@ -1,0 +1,118 @@
+//! What nodes tell each other besides messages: receipts, questions, answers, and notices of mail. JSON bodies.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use smallvec::smallvec;
+
+use crate::bus::{Destination, Lane, Properties, Publish};
+use crate::delivery::envelope::{answered_to, Origin, Tag};
+use crate::ids::{Life, NodeId, SessionId, UserId};
+
+/// AMQP `type` of what nodes send each other. Anything else on a node queue came from a backend.
+pub mod kind {
+    pub const MESSAGE: &str = "warren.message";
+    pub const RECEIPTS: &str = "warren.receipts";
+    pub const ASK: &str = "warren.ask";
+    pub const ANSWER: &str = "warren.answer";
+    pub const MAIL: &str = "warren.mail";
+}
+
+/// A target node's word on one attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Receipt {
+    /// So many sessions have taken it.
+    Delivered(u32),
+    /// No session of the target is here.
+    NotHere,
+    /// Interim: the node has it, and no session has taken it yet.
+    Held,
+    /// The node holds as much for this target as it may, and refuses all that follows until a [`MailNotice`] of the
+    /// origin.
+    Full,
+}
+
+impl Receipt {
+    pub fn is_final(self) -> bool {
+        self != Receipt::Held
+    }
+}
+
+/// One target node's receipts for one origin process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipts {
+    pub from: NodeId,
+    /// The origin's.
+    pub life: Life,
+    pub receipts: Vec<(Tag, Receipt)>,
+}
+
+/// A question to nodes about the sessions they hold, or an order to close them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ask {
+    SessionsOf(UserId),
+    DisconnectUser(UserId),
+    /// A session's id as text: only the node that is asked needs to understand it.
+    DisconnectSession(String),
+}
+
+/// One session as `GET /v1/users/{id}` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionInfo {
+    pub session: String,
+    pub node: NodeId,
+    /// Milliseconds since the Unix epoch.
+    pub since_ms: u64,
+}
+
+impl SessionInfo {
+    pub fn new(session: &SessionId, since_ms: u64) -> Self {
+        Self { session: session.to_string(), node: session.node.clone(), since_ms }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskReply {
+    pub from: NodeId,
+    /// The sessions that the question was about.
+    pub sessions: Vec<SessionInfo>,
+}
+
+/// An origin tells the nodes that hold a user: mail of the user lies in its box, and goes before what follows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MailNotice {
+    pub from: NodeId,
+    pub life: Life,
+    pub user: UserId,
+}
+
+fn json(to: Destination, kind: &str, body: &impl Serialize, properties: Properties) -> Publish {
+    let properties = Properties {
+        kind: Some(kind.to_owned()),
+        content_type: Some("application/json".to_owned()),
+        persistent: Some(false),
+        ..properties
+    };
+    // Plain structs of strings and numbers cannot fail to serialize.
+    let body: Bytes = serde_json::to_vec(body).unwrap_or_default().into();
+    Publish { to, properties, body, order_key: 0, lane: Lane::Urgent }
+}
+
+/// It overtakes nothing that was published before with the same order key, and is overtaken by nothing after it.
+pub fn mail_publish(to: Destination, notice: &MailNotice, order_key: u64) -> Publish {
+    let publish = json(to, kind::MAIL, notice, Properties::default());
+    Publish { order_key, lane: Lane::Bulk, ..publish }
+}
+
+pub fn receipts_publish(to: NodeId, receipts: &Receipts) -> Publish {
+    json(Destination::Nodes(smallvec![to]), kind::RECEIPTS, receipts, Properties::default())
+}
+
+pub fn ask_publish(to: NodeId, ask: &Ask, origin: &Origin) -> Publish {
+    json(Destination::Nodes(smallvec![to]), kind::ASK, ask, answered_to(origin))
+}
+
+pub fn answer_publish(to: &Origin, answer: &AskReply) -> Publish {
+    json(Destination::Nodes(smallvec![to.node.clone()]), kind::ANSWER, answer, answered_to(to))
+}

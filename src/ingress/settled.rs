@@ -1,0 +1,158 @@
+//! Ends a delivery from a backend: answers it, dead-letters it if nobody can be told, and then acknowledges it.
+//!
+//! Nothing here waits: what the broker does not take now is tried again later, and holds its place in the prefetch
+//! window until then. A delivery whose channel is gone is dropped, since the broker hands it out again.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use super::dead_letter;
+use crate::bus::{Bus, Delivery, Destination, Lane, Outcome, Properties, Publish};
+use crate::error::Error;
+use crate::ids::MessageId;
+use crate::metrics::Metrics;
+use crate::protocol::message::{Message, Settlement};
+use crate::protocol::server::Settled;
+
+/// A step that is to be tried again later.
+pub(super) enum Again {
+    /// Not settled: from the beginning.
+    Accept(Box<Message>, Delivery),
+    /// Settled: the answer or the dead letter did not get through.
+    Finish(Ending),
+}
+
+/// A delivery whose fate is known.
+pub(super) struct Ending {
+    pub(super) delivery: Delivery,
+    /// The answer for the backend, as JSON; `None` once it is sent, or when nobody asked.
+    pub(super) reply: Option<Vec<u8>>,
+    pub(super) dead: DeadLetter,
+}
+
+/// Whether a delivery goes to the dead letters, with the reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum DeadLetter {
+    No,
+    /// Only if its backend cannot be told: it was rejected.
+    UnlessTold(String),
+    /// It is no message, and the answer alone would lose it.
+    Always(String),
+}
+
+/// What endings need.
+#[derive(Clone)]
+pub(super) struct Desk {
+    pub(super) bus: Arc<dyn Bus>,
+    pub(super) metrics: Arc<Metrics>,
+    /// What every queue of the gateway begins with: a backend must not have answers put there.
+    pub(super) own_prefix: Arc<str>,
+    /// As wide as the prefetch window, which bounds what can be in it.
+    pub(super) again: mpsc::Sender<Again>,
+}
+
+/// The settlement as a backend gets it.
+#[derive(Serialize)]
+struct Reply<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sessions: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a Error>,
+}
+
+impl Ending {
+    /// Of a message that was settled for good.
+    pub(super) fn settled(delivery: Delivery, id: &MessageId, settlement: &Settlement) -> Self {
+        let Settled { outcome, sessions, error, .. } = Settled::new(id, settlement);
+        let reason = error.map(|error| format!("{}: {}", error.code.as_str(), error.message));
+        let dead = reason.map_or(DeadLetter::No, DeadLetter::UnlessTold);
+        Self::new(delivery, &Reply { id: Some(id.as_str()), outcome, sessions, error }, dead)
+    }
+
+    /// Of a delivery that is no message.
+    pub(super) fn unreadable(delivery: Delivery, reason: String) -> Self {
+        let error = Error::bad_request(reason.clone());
+        let id = delivery.properties.message_id.clone();
+        let reply = Reply { id: id.as_deref(), outcome: "rejected", sessions: None, error: Some(&error) };
+        Self::new(delivery, &reply, DeadLetter::Always(reason))
+    }
+
+    fn new(delivery: Delivery, reply: &Reply, dead: DeadLetter) -> Self {
+        // Plain structs cannot fail to serialise.
+        let body = serde_json::to_vec(reply).unwrap_or_default();
+        let asked = delivery.properties.reply_to.is_some();
+        Self { delivery, reply: asked.then_some(body), dead }
+    }
+}
+
+impl Desk {
+    pub(super) fn try_again(&self, again: Again) {
+        // See the field: there is room. A closed channel means that the node stops; the broker keeps the message.
+        let _ = self.again.try_send(again);
+    }
+
+    /// Answers, then dead-letters, then acknowledges; each only after the broker has confirmed the one before.
+    pub(super) fn finish(&self, mut ending: Ending) {
+        if ending.delivery.ack.is_void() {
+            return;
+        }
+        let Some(body) = ending.reply.take() else { return self.dead_letter(ending) };
+        let Some(publish) = self.reply(&ending.delivery.properties, &body) else {
+            if ending.dead == DeadLetter::No {
+                ending.dead = DeadLetter::Always("reply_to: names a queue of the gateway".to_owned());
+            }
+            return self.dead_letter(ending);
+        };
+        let desk = self.clone();
+        let done = move |outcome| match outcome {
+            Outcome::Confirmed if !matches!(ending.dead, DeadLetter::Always(_)) => ending.delivery.ack.ack(),
+            Outcome::Confirmed | Outcome::Unroutable | Outcome::Refused => desk.dead_letter(ending),
+            Outcome::Overloaded | Outcome::Unavailable => {
+                ending.reply = Some(body);
+                desk.try_again(Again::Finish(ending));
+            }
+        };
+        self.bus.publish(publish, Box::new(done));
+    }
+
+    /// `None`: the name is one of the gateway's own queues.
+    fn reply(&self, properties: &Properties, body: &[u8]) -> Option<Publish> {
+        let to = properties.reply_to.as_deref().unwrap_or_default();
+        // A broker may hand on the address of an AMQP 1.0 client as it was written.
+        let to = to.strip_prefix("/queues/").or_else(|| to.strip_prefix("/queue/")).unwrap_or(to);
+        let own = to.strip_prefix(&*self.own_prefix).is_some_and(|rest| rest.starts_with('.'));
+        let properties = Properties {
+            correlation_id: properties.correlation_id.clone(),
+            content_type: Some("application/json".to_owned()),
+            ..Properties::default()
+        };
+        let body = body.to_vec().into();
+        let publish =
+            Publish { to: Destination::Queue(to.to_owned()), properties, body, order_key: 0, lane: Lane::Reply };
+        (!own).then_some(publish)
+    }
+
+    fn dead_letter(&self, ending: Ending) {
+        let reason = match &ending.dead {
+            DeadLetter::No => return ending.delivery.ack.ack(),
+            DeadLetter::UnlessTold(reason) | DeadLetter::Always(reason) => reason.clone(),
+        };
+        let publish = dead_letter::publish(&ending.delivery, &reason);
+        let desk = self.clone();
+        let done = move |outcome| match outcome {
+            Outcome::Confirmed => {
+                tracing::warn!(via = ?ending.delivery.via, reason, "dead-lettered a message");
+                desk.metrics.message_dead();
+                ending.delivery.ack.ack();
+            }
+            // The dead queue is being declared again, or the broker takes nothing now.
+            _ => desk.try_again(Again::Finish(ending)),
+        };
+        self.bus.publish(publish, Box::new(done));
+    }
+}
