@@ -25,6 +25,7 @@ pub mod bus;
 pub mod delivery;
 pub mod directory;
 pub mod hub;
+pub mod mail;
 // core
 pub mod router;
 // transports

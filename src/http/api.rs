@@ -201,14 +201,13 @@ async fn get_user(asked: Asked, segment: String) -> Answer {
         Ok(asked) => asked,
         Err(error) => return answer::error(&error),
     };
-    let (found, mail) = tokio::join!(gate.router.sessions_of(&user), gate.router.mail_waiting(&user));
-    let Found { sessions, partial } = found;
+    let Found { sessions, partial } = gate.router.sessions_of(&user).await;
     let body = json!({
         "user": user,
         "online": !sessions.is_empty(),
         "sessions": sessions,
-        "mail": mail,
-        "partial": partial || mail.is_none(),
+        "mail": gate.router.mail_waiting(&user),
+        "partial": partial,
     });
     answer::json(StatusCode::OK, &body)
 }

@@ -139,6 +139,10 @@ impl Hub {
         self.shard(user).get(user).cloned().unwrap_or_default()
     }
 
+    pub fn users_of_key(&self, key: crate::ids::UserKey) -> Vec<UserId> {
+        self.user_ids().into_iter().filter(|user| crate::ids::UserKey::of(user) == key).collect()
+    }
+
     pub fn holds(&self, user: &UserId) -> bool {
         self.shard(user).contains_key(user)
     }

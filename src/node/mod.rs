@@ -29,7 +29,9 @@ use crate::ids::NodeId;
 use crate::ingress::backends::{self, BackendsDoor};
 use crate::ingress::peers::{self, NodeQueue};
 use crate::lifecycle::{Lifecycle, Phase};
+use crate::mail::{self, index::{MailIndex, MailLimits}};
 use crate::metrics::Metrics;
+use crate::router::readings::{sweep, Readings};
 use crate::router::{Places, Router, RouterSettings};
 use crate::session::worker::ADMISSIONS_MAX;
 use crate::session::SessionSettings;
@@ -63,6 +65,7 @@ pub struct Node {
     bus: Arc<dyn Bus>,
     tasks: JoinSet<()>,
     directory_service: ServiceHandle,
+    mail_service: mail::index::ServiceHandle,
     workers: Vec<std::thread::JoinHandle<()>>,
     /// Worker threads end when this is dropped.
     running: Sender<()>,
@@ -102,10 +105,18 @@ impl Node {
             node: config.node_id.clone(),
             routing: config.routing,
             pending_max: config.pending_max,
-            receipt_timeout: config.receipt_timeout,
         };
-        let places = Places { hub: hub.clone(), directory, bus: bus.clone(), receipts };
-        let router = Arc::new(Router::new(settings, places));
+        let (mail, mail_service) = MailIndex::start(config.node_id.clone(), bus.clone(), mail_limits(&config));
+        let readings = Readings::new(bus.boxes().boxes);
+        let places = Places {
+            hub: hub.clone(),
+            directory,
+            bus: bus.clone(),
+            receipts,
+            mail,
+            readings: readings.clone(),
+        };
+        let router = Router::new(settings, places);
         let gate = Arc::new(Gate {
             router: router.clone(),
             verifier: verifier.clone(),
@@ -128,10 +139,13 @@ impl Node {
             bus,
             tasks: JoinSet::new(),
             directory_service,
+            mail_service,
             workers: Vec::new(),
             running: Sender::new(()),
         };
         node.tasks.spawn(async move { drop(receipt_task.await) });
+        node.tasks.spawn(readings.run(node.router.clone()));
+        node.tasks.spawn(sweep(node.router.clone()));
         node.spawn_pumps(&config, &gate, inboxes, members);
         node.spawn_admin(&config, gate.clone(), admin_listener)?;
         node.spawn_workers(&config, &gate, listeners, commands)?;
@@ -295,7 +309,7 @@ impl Node {
     pub async fn stop(mut self) {
         self.lifecycle.advance(Phase::Stopped);
         self.tasks.shutdown().await;
-        drop(self.directory_service);
+        drop((self.directory_service, self.mail_service));
         self.bus.close();
         drop(self.running);
         let workers = std::mem::take(&mut self.workers);
@@ -304,6 +318,11 @@ impl Node {
             tracing::error!("a worker thread panicked");
         }
     }
+}
+
+fn mail_limits(config: &Config) -> MailLimits {
+    let messages = u32::try_from(config.mailbox_messages).unwrap_or(u32::MAX);
+    MailLimits { messages, bytes: config.mailbox_bytes as u64 }
 }
 
 /// As many listeners on one address as asked for. Port 0 is chosen once.

@@ -11,8 +11,8 @@ use crate::lifecycle::{Lifecycle, Phase};
 use crate::hub::Command;
 use crate::router::Router;
 
-/// How often overdue receipts are looked for.
-const EXPIRE_EVERY: Duration = Duration::from_millis(50);
+/// How often it is looked for what is overdue.
+const TICK: Duration = Duration::from_millis(10);
 
 pub(super) async fn follow_members(router: Arc<Router>, mut members: mpsc::Receiver<Membership>) {
     while let Some(change) = members.recv().await {
@@ -28,12 +28,18 @@ pub(super) async fn follow_members(router: Arc<Router>, mut members: mpsc::Recei
     }
 }
 
-/// Serves once the link is up; tells the clients when it was lost in between.
+/// Serves once the link is up. When it is lost, everything that awaits the broker is settled at once; when it is back,
+/// clients are told that they may have missed messages.
 pub(super) async fn follow_link(router: Arc<Router>, lifecycle: Lifecycle, mut link: watch::Receiver<Link>) {
     let mut incarnation = None;
+    let mut was_ready = false;
     loop {
         let now = *link.borrow_and_update();
-        if now.ready() {
+        if was_ready && (!now.ready() || (incarnation.is_some() && incarnation != now.incarnation)) {
+            router.link_lost();
+        }
+        was_ready = now.ready();
+        if was_ready {
             lifecycle.advance(Phase::Serving);
             if incarnation.is_some() && incarnation != now.incarnation {
                 tracing::info!("the broker link is back; messages for everyone may have been missed");
@@ -48,11 +54,11 @@ pub(super) async fn follow_link(router: Arc<Router>, lifecycle: Lifecycle, mut l
 }
 
 pub(super) async fn keep_time(router: Arc<Router>) {
-    let mut ticks = tokio::time::interval(EXPIRE_EVERY);
+    let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        router.expire(Instant::now());
+        router.tick(Instant::now());
         let hub = router.hub();
         router.directory().set_load(hub.sessions() as u64, hub.users() as u64);
     }

@@ -1,35 +1,61 @@
 //! The router: takes a message from any door, finds who holds its target, and settles it.
+//!
+//! - [`path`]: the state machine of one target: what may go now, what waits, what is stored, what is replayed (pure).
+//! - `table.rs`: the paths of all targets, their locks and their timers.
+//! - `execute.rs`: what paths want done: publishing, storing, handing to sessions.
+//! - [`readings`]: reads the boxes of users who are here.
+//! - [`strategy`]: where a message goes (pure).
+//! - [`ask`]: questions to all nodes about their sessions.
+//!
+//! A message is settled exactly once, and its source hears of it only then.
 
 pub mod ask;
+mod execute;
+mod mail;
+pub mod path;
+pub mod readings;
 pub mod strategy;
+mod table;
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::{oneshot, watch};
+use xxhash_rust::xxh3::xxh3_64;
 
-use crate::bus::{Bus, Link};
+use crate::bus::{Bus, Destination, Link, Outcome};
 use crate::config::Routing;
-use crate::delivery::envelope::Envelope;
-use crate::delivery::peer_words::{MailNotice, Receipts};
+use crate::delivery::envelope::{Envelope, Scope};
+use crate::delivery::peer_words::Receipts;
 use crate::delivery::receipt_sender::ReceiptSender;
+use crate::delivery::seen::{Seen, SeenKey};
 use crate::directory::{Directory, Key};
 use crate::error::{Code, Error};
 use crate::hub::{Full, Hub, Local};
 use crate::ids::{Life, NodeId, UserId};
-use crate::protocol::message::{Message, Rendered, Settlement};
-use strategy::{Lookup, Nodes};
+use crate::mail::index::MailIndex;
+use crate::protocol::message::{Message, Rendered, Settlement, Stamp};
+use crate::protocol::target::Target;
+use path::{Event, World};
+use readings::Readings;
+use strategy::{route, Lookup, Nodes, Route};
+use table::PathTable;
 
 /// Called exactly once with the message's fate, on any thread: it must return at once.
 pub type Settle = Box<dyn FnOnce(Settlement) + Send>;
+
+/// The share of the unsettled messages of a node that one target may have: 1 in so many.
+const TARGET_SHARE: usize = 4;
+/// Above this share of the unsettled messages of a node, what other nodes hold is stored early: 1 in so many.
+const PRESSURE_SHARE: usize = 2;
 
 #[derive(Debug, Clone)]
 pub struct RouterSettings {
     pub node: NodeId,
     pub routing: Routing,
-    /// Messages awaiting receipts. Overflow policy: the sender is told `overloaded`.
+    /// Unsettled messages. Overflow policy: the sender is told `overloaded`.
     pub pending_max: usize,
-    pub receipt_timeout: Duration,
 }
 
 pub struct Router {
@@ -40,7 +66,20 @@ pub struct Router {
     bus: Arc<dyn Bus>,
     link: watch::Receiver<Link>,
     receipts: ReceiptSender,
+    paths: PathTable,
+    /// What sessions here have taken lately. Its lock is the innermost.
+    seen: Mutex<Seen>,
+    /// The same of broadcasts, which must not shorten what is remembered of others.
+    seen_broadcasts: Mutex<Seen>,
+    pending: AtomicUsize,
+    stamps: AtomicU64,
+    /// The window of what backends publish is half full.
+    ingress_is_pressed: AtomicBool,
+    mail: MailIndex,
+    readings: Readings,
     asks: ask::Asks,
+    /// For the callbacks that outlive a call.
+    this: OnceLock<std::sync::Weak<Router>>,
 }
 
 /// What a router is put together from.
@@ -49,6 +88,8 @@ pub struct Places {
     pub directory: Directory,
     pub bus: Arc<dyn Bus>,
     pub receipts: ReceiptSender,
+    pub mail: MailIndex,
+    pub readings: Readings,
 }
 
 fn failed(code: Code, message: &str) -> Settlement {
@@ -59,19 +100,41 @@ fn unavailable() -> Settlement {
     failed(Code::Unavailable, "the broker cannot be reached; try again")
 }
 
+fn overloaded() -> Settlement {
+    failed(Code::Overloaded, "too many messages in flight; try again")
+}
+
+/// What is for one target keeps its order on the bus.
+fn order_key(target: &Target) -> u64 {
+    xxh3_64(target.to_string().as_bytes())
+}
+
 impl Router {
-    pub fn new(settings: RouterSettings, places: Places) -> Self {
-        let Places { hub, directory, bus, receipts } = places;
-        Self {
+    pub fn new(settings: RouterSettings, places: Places) -> Arc<Self> {
+        let Places { hub, directory, bus, receipts, mail, readings } = places;
+        let now = Instant::now();
+        let router = Arc::new(Self {
             link: bus.link(),
             life: Life::generate(),
+            paths: PathTable::new(),
+            seen: Mutex::new(Seen::new(now)),
+            seen_broadcasts: Mutex::new(Seen::new(now)),
+            pending: AtomicUsize::new(0),
+            stamps: AtomicU64::new(0),
+            ingress_is_pressed: AtomicBool::new(false),
             asks: ask::Asks::new(),
+            this: OnceLock::new(),
             settings,
             hub,
             directory,
             bus,
             receipts,
-        }
+            mail,
+            readings,
+        });
+        // Set once, here.
+        let _ = router.this.set(Arc::downgrade(&router));
+        router
     }
 
     pub fn node(&self) -> &NodeId {
@@ -86,55 +149,100 @@ impl Router {
         &self.directory
     }
 
+    pub fn bus(&self) -> &dyn Bus {
+        &*self.bus
+    }
+
+    pub fn mail(&self) -> &MailIndex {
+        &self.mail
+    }
+
     fn is_linked(&self) -> bool {
         self.link.borrow().ready()
     }
 
+    /// Unsettled messages.
+    pub fn pending(&self) -> usize {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    // ---- sessions ----
+
+    /// A session of `user` begins. When this returns, this node's messages for the user reach it, mail first, and the
+    /// other nodes are being told.
     pub fn open_session(&self, user: &UserId, session: Local) {
+        let mut is_first = false;
         self.hub.register(user, session, || {
+            is_first = true;
             self.directory.join(Key::user(user));
         });
+        if is_first && self.mail.may_have(user) {
+            let event = Event::SessionsOpened { may_have_mail: true };
+            self.paths.step(&Target::User(user.clone()), event, Instant::now(), self);
+        }
     }
 
+    /// The inverse of [`Router::open_session`].
     pub fn close_session(&self, user: &UserId, counter: u64) {
-        self.hub.unregister(user, counter, || self.directory.leave(Key::user(user)));
+        let mut was_last = false;
+        self.hub.unregister(user, counter, || {
+            was_last = true;
+            self.directory.leave(Key::user(user));
+        });
+        if was_last {
+            self.paths.step_if_there(&Target::User(user.clone()), Event::SessionsGone, Instant::now(), self);
+        }
     }
 
-    pub fn accept(self: &Arc<Self>, _message: Message, settle: Settle) {
-        let _ = (self.is_linked(), &self.receipts, self.settings.pending_max, self.life);
-        settle(unavailable())
+    // ---- what this node answers for ----
+
+    /// Takes a message and settles it. Never blocks; messages accepted one after the other leave in that order.
+    pub fn accept(&self, message: Message, settle: Settle) {
+        let now = Instant::now();
+        if !self.is_linked() {
+            return settle(unavailable());
+        }
+        if message.is_expired(now) {
+            return settle(failed(Code::Expired, "the time to live is over"));
+        }
+        match &message.target {
+            Target::Broadcast => return self.publish_to_everyone(message, settle),
+            Target::Channel(_) => {
+                return settle(failed(Code::BadRequest, "channels are not part of this version"))
+            }
+            Target::User(_) | Target::Session(_) => {}
+        }
+        let pending = self.pending.fetch_add(1, Ordering::Relaxed);
+        if pending >= self.settings.pending_max {
+            self.pending.fetch_sub(1, Ordering::Relaxed);
+            return settle(overloaded());
+        }
+        let target = message.target.clone();
+        let cell = self.paths.find_or_make(&target, now);
+        if cell.ask(path::Path::pending) >= (self.settings.pending_max / TARGET_SHARE).max(1) {
+            self.pending.fetch_sub(1, Ordering::Relaxed);
+            return settle(overloaded());
+        }
+        let tag = self.paths.new_tag(&cell);
+        let event = Event::Accepted { tag, message, settle };
+        match self.paths.step_cell(&cell, event, now, self) {
+            Ok(()) => {}
+            Err(Event::Accepted { message, settle, .. }) => {
+                // The path was forgotten in between: once more, with a tag of the new one.
+                let cell = self.paths.find_or_make(&target, now);
+                let tag = self.paths.new_tag(&cell);
+                let again = Event::Accepted { tag, message, settle };
+                if let Err(Event::Accepted { settle, .. }) = self.paths.step_cell(&cell, again, now, self) {
+                    self.pending.fetch_sub(1, Ordering::Relaxed);
+                    settle(overloaded());
+                }
+            }
+            Err(_) => {}
+        }
     }
-
-    pub fn arrive(self: &Arc<Self>, _envelope: Envelope) {}
-
-    pub fn show_everyone(&self, message: &Arc<Rendered>) -> Result<(), Full> {
-        self.hub.deliver_all(message)
-    }
-
-    pub fn on_receipts(self: &Arc<Self>, _receipts: Receipts) {}
-
-    pub fn on_mail_notice(self: &Arc<Self>, _notice: MailNotice) {}
-
-    pub fn on_mail_gossip(&self, _kind: &str, _body: &[u8]) -> Result<(), String> {
-        Ok(())
-    }
-
-    pub async fn mail_waiting(&self, _user: &UserId) -> Option<u64> {
-        Some(0)
-    }
-
-    pub fn expire(self: &Arc<Self>, now: Instant) {
-        self.asks.expire(now);
-    }
-
-    pub fn pending(&self) -> usize {
-        0
-    }
-
-    pub fn node_lost(self: &Arc<Self>, _node: &NodeId) {}
 
     /// [`Router::accept`] for callers that can wait.
-    pub async fn deliver(self: &Arc<Self>, message: Message) -> Settlement {
+    pub async fn deliver(&self, message: Message) -> Settlement {
         let (tell, told) = oneshot::channel();
         self.accept(
             message,
@@ -144,6 +252,89 @@ impl Router {
             }),
         );
         told.await.unwrap_or_else(|_| unavailable())
+    }
+
+    fn publish_to_everyone(&self, message: Message, settle: Settle) {
+        let done = move |outcome| {
+            settle(match outcome {
+                Outcome::Confirmed => Settlement::Published,
+                Outcome::Overloaded => overloaded(),
+                Outcome::Unroutable | Outcome::Refused | Outcome::Unavailable => unavailable(),
+            })
+        };
+        let envelope = Envelope { message, origin: None, answer_by: None };
+        self.bus.publish(envelope.to_publish(Destination::Broadcast, Instant::now(), 0), Box::new(done));
+    }
+
+    /// Receipts of another node.
+    pub fn on_receipts(&self, receipts: Receipts) {
+        // Those for a former process of this node, whose numbers this one may give again, are nothing to this one.
+        if receipts.life != self.life {
+            return;
+        }
+        let now = Instant::now();
+        for (tag, receipt) in receipts.receipts {
+            if let Some(cell) = self.paths.of_tag(tag) {
+                let event = Event::Receipt { tag, node: receipts.from.clone(), receipt };
+                let _ = self.paths.step_cell(&cell, event, now, self);
+            }
+        }
+    }
+
+    /// A node is known to be gone: what awaits its receipt is tried elsewhere now.
+    pub fn node_lost(&self, node: &NodeId) {
+        let now = Instant::now();
+        for cell in self.paths.all() {
+            let _ = self.paths.step_cell(&cell, Event::NodeLost(node.clone()), now, self);
+        }
+    }
+
+    /// The broker is away: everything that awaits it is settled as `unavailable`.
+    pub fn link_lost(&self) {
+        let now = Instant::now();
+        for cell in self.paths.all() {
+            let _ = self.paths.step_cell(&cell, Event::LinkLost, now, self);
+        }
+    }
+
+    // ---- what arrives for sessions here ----
+
+    /// Takes in a message that is for sessions here; its origin is answered when they have taken it.
+    pub fn arrive(&self, envelope: Envelope) {
+        let target = envelope.message.target.clone();
+        self.paths.step(&target, Event::Arrived(envelope), Instant::now(), self);
+    }
+
+    /// Hands a broadcast to every session here, unless it came before. `Err`: a worker has no room; nothing has
+    /// happened.
+    pub fn show_everyone(&self, message: &Arc<Rendered>) -> Result<(), Full> {
+        let now = Instant::now();
+        let broadcast = message.message();
+        if broadcast.is_expired(now) {
+            return Ok(());
+        }
+        let key = SeenKey::new(Scope::of(&broadcast.sender), &broadcast.id, &broadcast.target);
+        let mut seen = self.seen_broadcasts.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.get(key).is_none() {
+            self.hub.deliver_all(message)?;
+            seen.note(key, 1, now);
+        }
+        Ok(())
+    }
+
+    // ---- time ----
+
+    /// Looks at what is overdue; to be called often.
+    pub fn tick(&self, now: Instant) {
+        self.paths.tick(now, self);
+        self.asks.expire(now);
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).rotate(now);
+        self.seen_broadcasts.lock().unwrap_or_else(PoisonError::into_inner).rotate(now);
+    }
+
+    /// Whether the window of what backends publish has little room left.
+    pub fn set_ingress_pressed(&self, pressed: bool) {
+        self.ingress_is_pressed.store(pressed, Ordering::Relaxed);
     }
 }
 
@@ -162,5 +353,48 @@ impl Lookup for Router {
 
     fn is_live(&self, node: &NodeId) -> bool {
         self.directory.is_live(node)
+    }
+}
+
+impl World for Router {
+    fn this_node(&self) -> &NodeId {
+        self.node()
+    }
+
+    fn nodes(&self, target: &Target) -> Nodes {
+        match route(self.settings.routing, target, self) {
+            Route::Nodes(nodes) => nodes,
+            Route::Everyone | Route::Unsupported => Nodes::new(),
+        }
+    }
+
+    fn is_here(&self, target: &Target) -> bool {
+        match target {
+            Target::User(user) => self.hub.holds(user),
+            // Its worker says whether the session is there.
+            Target::Session(session) => session.node == *self.node(),
+            Target::Channel(_) | Target::Broadcast => false,
+        }
+    }
+
+    fn next_stamp(&self) -> Stamp {
+        Stamp { life: self.life, number: self.stamps.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    fn taken(&self, key: SeenKey) -> Option<u32> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(key)
+    }
+
+    fn note_taken(&self, key: SeenKey, sessions: u32, now: Instant) {
+        // See Cargo.toml: what was delivered is forgotten.
+        if cfg!(feature = "sabotage-no-dedup") {
+            return;
+        }
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).note(key, sessions, now);
+    }
+
+    fn is_under_pressure(&self) -> bool {
+        self.pending() > self.settings.pending_max / PRESSURE_SHARE
+            || self.ingress_is_pressed.load(Ordering::Relaxed)
     }
 }

@@ -1,0 +1,224 @@
+//! Carries out what paths want done: publishes, stores, hands to sessions, answers.
+
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::path::{Deposited, Effect, Event};
+use super::strategy::Nodes;
+use super::table::{Cell, Execute};
+use super::{failed, order_key, overloaded, unavailable, Router, Settle};
+use crate::bus::{BoxNumber, Destination, Outcome};
+use crate::delivery::envelope::{properties, Envelope, Origin, Tag};
+use crate::delivery::peer_words::{mail_publish, MailNotice, Receipt};
+use crate::delivery::seen::SeenKey;
+use crate::error::Code;
+use crate::hub::{Counters, Tally};
+use crate::ids::UserKey;
+use crate::mail::index::Refusal;
+use crate::protocol::message::{Message, Rendered, Settlement};
+use crate::protocol::target::Target;
+
+impl Execute for Router {
+    fn execute(&self, cell: &Arc<Cell>, effect: Effect) -> Result<(), SeenKey> {
+        match effect {
+            Effect::Settle(settle, settlement) => {
+                self.pending.fetch_sub(1, Ordering::Relaxed);
+                settle(settlement);
+            }
+            Effect::Send { tag, nodes, message, answer_by } => self.send(cell, tag, nodes, &message, answer_by),
+            Effect::SendOnce { nodes, message, settle } => self.send_once(cell, &nodes, &message, settle),
+            Effect::Deposit { tag, message } => self.deposit(cell, tag, &message),
+            Effect::Notify { nodes } => self.notify(cell, &nodes),
+            Effect::Answer { origin, receipt } => self.answer(origin, receipt),
+            Effect::HandOut { key, message } => return self.hand_out(cell, key, message),
+            Effect::Acknowledge { ack, message } => {
+                // The mail lies in the box again: the next reading finds it, and knows that it was taken.
+                if ack.is_void() {
+                    self.clean_box(&message.target);
+                } else {
+                    ack.ack();
+                    self.mail_taken(&message);
+                }
+            }
+            Effect::ReadBox => self.read_box(cell),
+            Effect::CleanBox => self.clean_box(&cell.ask(|path| path.target().clone())),
+        }
+        Ok(())
+    }
+}
+
+impl Router {
+    /// Steps a path later, from a callback.
+    fn stepper(&self, cell: &Arc<Cell>) -> impl Fn(Event) + Send + Sync + 'static {
+        let (this, cell) = (self.this.get().cloned().unwrap_or_default(), cell.clone());
+        move |event| {
+            if let Some(router) = this.upgrade() {
+                let _ = router.paths.step_cell(&cell, event, Instant::now(), &*router);
+            }
+        }
+    }
+
+    fn step_now(&self, cell: &Arc<Cell>, event: Event) {
+        let _ = self.paths.step_cell(cell, event, Instant::now(), self);
+    }
+
+    fn send(&self, cell: &Arc<Cell>, tag: Tag, nodes: Nodes, message: &Arc<Message>, answer_by: Instant) {
+        let origin = Origin { node: self.node().clone(), life: self.life, tag };
+        let envelope =
+            Envelope { message: (**message).clone(), origin: Some(origin), answer_by: Some(answer_by) };
+        let (here, others): (Nodes, Nodes) = nodes.into_iter().partition(|node| node == self.node());
+        if !others.is_empty() {
+            let key = order_key(&message.target);
+            let publish = envelope.to_publish(Destination::Nodes(others.clone()), Instant::now(), key);
+            let meant: Vec<_> =
+                others.iter().map(|node| (node.clone(), self.directory.incarnation_of(node))).collect();
+            let (step, directory) = (self.stepper(cell), self.directory.clone());
+            let done = move |outcome| {
+                // A confirm says little (the queue may die with its node): the receipts decide.
+                if outcome == Outcome::Confirmed {
+                    return;
+                }
+                if outcome == Outcome::Unroutable {
+                    for (node, incarnation) in &meant {
+                        directory.returned(node, *incarnation);
+                    }
+                }
+                step(Event::NotSent { tag, nodes: others, outcome });
+            };
+            self.bus.publish(publish, Box::new(done));
+        }
+        if !here.is_empty() {
+            self.step_now(cell, Event::Arrived(envelope));
+        }
+    }
+
+    /// At-most-once: sent, confirmed, forgotten.
+    fn send_once(&self, cell: &Arc<Cell>, nodes: &Nodes, message: &Arc<Message>, settle: Settle) {
+        self.pending.fetch_sub(1, Ordering::Relaxed);
+        let envelope = Envelope { message: (**message).clone(), origin: None, answer_by: None };
+        let others: Nodes = nodes.iter().filter(|node| *node != self.node()).cloned().collect();
+        let is_here = others.len() < nodes.len();
+        if is_here {
+            self.step_now(cell, Event::Arrived(envelope.clone()));
+        }
+        if others.is_empty() {
+            return settle(Settlement::Published);
+        }
+        let done = move |outcome| {
+            settle(match outcome {
+                _ if is_here => Settlement::Published,
+                Outcome::Confirmed => Settlement::Published,
+                Outcome::Unroutable => failed(Code::Offline, "not connected anywhere"),
+                Outcome::Overloaded | Outcome::Refused => overloaded(),
+                Outcome::Unavailable => unavailable(),
+            })
+        };
+        let key = order_key(&message.target);
+        let publish = envelope.to_publish(Destination::Nodes(others), Instant::now(), key);
+        self.bus.publish(publish, Box::new(done));
+    }
+
+    fn deposit(&self, cell: &Arc<Cell>, tag: Tag, message: &Arc<Message>) {
+        let Target::User(user) = &message.target else { return };
+        let step = self.stepper(cell);
+        let now = Instant::now();
+        let reservation = match self.mail.admit(user, message.sender.user(), message.bytes(), now) {
+            Ok(reservation) => reservation,
+            Err(refusal) => {
+                let deposited = match refusal {
+                    Refusal::UserFull => Deposited::MailboxFull,
+                    Refusal::SenderFull | Refusal::SenderRate => Deposited::SenderLimit,
+                };
+                return self.step_now(cell, Event::Deposited { tag, deposited });
+            }
+        };
+        let done = move |outcome| {
+            let deposited = match outcome {
+                Outcome::Confirmed => {
+                    // Told only when every node knows of the mail: nobody would look for it otherwise.
+                    return reservation.stored(Box::new(move |announced| {
+                        let deposited = if announced { Deposited::Stored } else { Deposited::Unavailable };
+                        step(Event::Deposited { tag, deposited });
+                    }));
+                }
+                Outcome::Refused => Deposited::MailboxFull,
+                Outcome::Overloaded => Deposited::Overloaded,
+                Outcome::Unroutable | Outcome::Unavailable => Deposited::Unavailable,
+            };
+            step(Event::Deposited { tag, deposited });
+        };
+        let number = BoxNumber::of(UserKey::of(user), self.bus.boxes().boxes);
+        let body = message.payload.bytes.clone();
+        self.bus.deposit(number, properties(message, now), body, Box::new(done));
+    }
+
+    fn notify(&self, cell: &Arc<Cell>, nodes: &Nodes) {
+        let Target::User(user) = cell.ask(|path| path.target().clone()) else { return };
+        let others: Nodes = nodes.iter().filter(|node| *node != self.node()).cloned().collect();
+        if others.len() < nodes.len() {
+            self.step_now(cell, Event::MailAnnounced { from: Some(self.life) });
+        }
+        if others.is_empty() {
+            return;
+        }
+        let key = order_key(&Target::User(user.clone()));
+        let notice = MailNotice { from: self.node().clone(), life: self.life, user };
+        let step = self.stepper(cell);
+        let done = move |outcome| {
+            if outcome != Outcome::Confirmed {
+                step(Event::NoticeFailed);
+            }
+        };
+        self.bus.publish(mail_publish(Destination::Nodes(others), &notice, key), Box::new(done));
+    }
+
+    fn answer(&self, origin: Origin, receipt: Receipt) {
+        if origin.node != *self.node() {
+            return self.receipts.send(origin, receipt);
+        }
+        if origin.life == self.life {
+            if let Some(cell) = self.paths.of_tag(origin.tag) {
+                self.step_now(&cell, Event::Receipt { tag: origin.tag, node: origin.node, receipt });
+            }
+        }
+    }
+
+    fn hand_out(&self, cell: &Arc<Cell>, key: SeenKey, message: Arc<Message>) -> Result<(), SeenKey> {
+        let reserved = match &message.target {
+            Target::User(user) => self.hub.reserve_user(user),
+            Target::Session(session) if session.node == *self.node() => {
+                self.hub.reserve(Counters::from_slice(&[session.counter]))
+            }
+            // A session of another node, or no target of a path: nobody here.
+            _ => self.hub.reserve(Counters::new()),
+        };
+        let reservation = reserved.map_err(|_| key)?;
+        let (first, all) = (self.stepper(cell), self.stepper(cell));
+        let tally = Tally::new(
+            Box::new(move || first(Event::FirstTaken(key))),
+            move |sessions| all(Event::Resolved { key, sessions }),
+        );
+        reservation.deliver(&Rendered::new(message), tally);
+        Ok(())
+    }
+
+    fn mail_taken(&self, message: &Message) {
+        if let Target::User(user) = &message.target {
+            self.mail.taken(user, message.sender.user(), message.bytes());
+            self.readings.on_acknowledged(UserKey::of(user));
+        }
+    }
+
+    fn read_box(&self, cell: &Arc<Cell>) {
+        if let Target::User(user) = cell.ask(|path| path.target().clone()) {
+            self.readings.want(user);
+        }
+    }
+
+    fn clean_box(&self, target: &Target) {
+        if let Target::User(user) = target {
+            self.readings.want_later(user.clone());
+        }
+    }
+}

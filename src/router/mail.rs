@@ -1,0 +1,96 @@
+//! Mail as the router sees it: notices of it, and what readings of boxes bring.
+
+use std::time::Instant;
+
+use smallvec::smallvec;
+
+use super::path::{Event, Mail, Path, World};
+use super::Router;
+use crate::bus::{BoxMail, Destination, Lane, Outcome, Properties, Publish};
+use crate::delivery::peer_words::MailNotice;
+use crate::ids::{UserId, UserKey};
+use crate::protocol::target::Target;
+
+impl Router {
+    /// An origin has put mail into the box of a user who is here.
+    pub fn on_mail_notice(&self, notice: MailNotice) {
+        let target = Target::User(notice.user);
+        if self.paths.find(&target).is_some() || World::is_here(self, &target) {
+            let event = Event::MailAnnounced { from: Some(notice.life) };
+            self.paths.step(&target, event, Instant::now(), self);
+        }
+    }
+
+    /// Gossip about boxes and about who has mail.
+    pub fn on_mail_gossip(&self, kind: &str, body: &[u8]) -> Result<(), String> {
+        if self.readings.on_gossip(kind, body)? {
+            return Ok(());
+        }
+        for key in self.mail.on_gossip(kind, body)? {
+            self.mail_for(key);
+        }
+        Ok(())
+    }
+
+    /// Mail lies in the box of a user: it is read if the user is here.
+    pub fn mail_for(&self, key: UserKey) {
+        for user in self.hub.users_of_key(key) {
+            self.paths.step(&Target::User(user), Event::MailAnnounced { from: None }, Instant::now(), self);
+        }
+    }
+
+    /// Messages waiting in the box of a user, as far as is known.
+    pub fn mail_waiting(&self, user: &UserId) -> u64 {
+        u64::from(self.mail.waiting(user).0)
+    }
+
+    // ---- for readings ----
+
+    fn ask_path<T>(&self, user: &UserId, question: impl FnOnce(&Path) -> T) -> Option<T> {
+        self.paths.find(&Target::User(user.clone())).map(|cell| cell.ask(question))
+    }
+
+    /// Which notices a round that begins now covers; `None` if no mail of the user is wanted.
+    pub(super) fn mail_wanted(&self, user: &UserId) -> Option<u32> {
+        self.ask_path(user, Path::mail_wanted).flatten()
+    }
+
+    pub(super) fn mail_covered(&self, user: &UserId) -> u32 {
+        self.ask_path(user, Path::mail_covered).unwrap_or_default()
+    }
+
+    pub(super) fn holds_mail(&self, user: &UserId) -> bool {
+        self.ask_path(user, Path::holds_mail).unwrap_or_default()
+    }
+
+    pub(super) fn mail_read(&self, user: &UserId, mail: Vec<Mail>, covers: u32) {
+        let event = Event::MailRead { mail, covers };
+        self.paths.step_if_there(&Target::User(user.clone()), event, Instant::now(), self);
+    }
+
+    pub(super) fn mail_given_back(&self, user: &UserId) {
+        let target = Target::User(user.clone());
+        self.paths.step_if_there(&target, Event::MailGivenBack, Instant::now(), self);
+    }
+
+    /// Moves something that is no mail out of a box. It stays there if the dead letters do not take it.
+    pub(super) fn dead_letter_mail(&self, mail: BoxMail, reason: &str) {
+        let BoxMail { properties, body, ack, .. } = mail;
+        let properties = Properties {
+            message_id: properties.message_id,
+            kind: properties.kind,
+            content_type: properties.content_type,
+            app_id: properties.app_id,
+            headers: smallvec![("warren-reason".to_owned(), reason.to_owned())],
+            persistent: Some(true),
+            ..Properties::default()
+        };
+        let publish = Publish { to: Destination::Dead, properties, body, order_key: 0, lane: Lane::Reply };
+        let done = move |outcome| {
+            if outcome == Outcome::Confirmed {
+                ack.ack();
+            }
+        };
+        self.bus.publish(publish, Box::new(done));
+    }
+}

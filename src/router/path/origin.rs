@@ -1,0 +1,447 @@
+//! The origin's side of a path: messages in the order in which they were accepted, each settled once, in time.
+//!
+//! A message is sent to the target's nodes only while nothing older waits or is being stored, and is stored only while
+//! nothing older is on its way. When the target takes no more, everything that is not settled is stored in order, also
+//! what the target node holds: if that is taken after all, the target node knows the mail by its id and does not show it
+//! again. Messages accepted after that wait until all of it is stored, and then go directly again, behind a notice that
+//! tells the target's nodes of the mail.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Deposited, Effect, World};
+use crate::bus::Outcome;
+use crate::delivery::envelope::Tag;
+use crate::delivery::peer_words::Receipt;
+use crate::error::{Code, Error};
+use crate::ids::NodeId;
+use crate::protocol::message::{Guarantee, Message, Settlement};
+use crate::protocol::target::Target;
+use crate::router::strategy::Nodes;
+use crate::router::Settle;
+
+/// From acceptance to settlement, whatever happens.
+pub const SETTLE_WITHIN: Duration = Duration::from_millis(9_700);
+/// A message that nobody has taken by then is stored, which takes at most the rest of [`SETTLE_WITHIN`].
+pub const STORE_AFTER: Duration = Duration::from_millis(7_500);
+/// A node that gives no sign of a message for so long is taken to hang.
+const ANSWER_WITHIN: Duration = Duration::from_millis(2_500);
+/// Attempts to deliver a message before it is stored or given up.
+const ATTEMPTS_MAX: u8 = 2;
+/// Messages of one target that may be on their way; further ones wait, and are stored if the target takes none.
+const IN_FLIGHT_MAX: usize = 256;
+/// The same in bytes: below what a target node queues for one target.
+const IN_FLIGHT_BYTES_MAX: usize = 512 * 1024;
+
+struct Entry {
+    tag: Tag,
+    message: Arc<Message>,
+    settle: Settle,
+    accepted: Instant,
+    attempts: u8,
+    /// It was sent to a node: a client that did not acknowledge it may have seen it all the same.
+    tried: bool,
+    /// A node did not answer, or the broker did not: whether the message arrived there is not known.
+    unknown: bool,
+    /// Nodes that said that the target is not there.
+    not_here: Nodes,
+    /// The target takes no more: this one is stored as soon as it is known where it is.
+    store_next: bool,
+    stage: Stage,
+}
+
+enum Stage {
+    Waiting,
+    InFlight(Flight),
+    /// To be stored as soon as the order allows.
+    ToStore,
+    Storing,
+}
+
+struct Flight {
+    waiting: Nodes,
+    /// Sessions that have taken it.
+    sessions: u32,
+    held: bool,
+    answer_by: Instant,
+}
+
+impl Entry {
+    fn store_at(&self) -> Instant {
+        self.accepted + STORE_AFTER
+    }
+
+    fn give_up_at(&self) -> Instant {
+        self.accepted + SETTLE_WITHIN
+    }
+
+    fn is_held(&self) -> bool {
+        matches!(&self.stage, Stage::InFlight(flight) if flight.held)
+    }
+
+    /// A session that is gone has no mailbox.
+    fn can_be_stored(&self) -> bool {
+        matches!(self.message.target, Target::User(_)) && self.message.guarantee == Guarantee::AtLeastOnce
+    }
+
+    fn due(&self) -> Instant {
+        match &self.stage {
+            Stage::InFlight(flight) if !flight.held => flight.answer_by.min(self.store_at()),
+            Stage::Waiting | Stage::InFlight(_) => self.store_at(),
+            Stage::ToStore | Stage::Storing => self.give_up_at(),
+        }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct OriginSide {
+    entries: VecDeque<Entry>,
+    /// Mail was stored since the target's nodes were last told.
+    pub(super) notice_due: bool,
+}
+
+impl OriginSide {
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.entries.iter().map(Entry::due).min()
+    }
+
+    pub(super) fn accept(&mut self, tag: Tag, message: Arc<Message>, settle: Settle, now: Instant) {
+        self.entries.push_back(Entry {
+            tag,
+            message,
+            settle,
+            accepted: now,
+            attempts: 0,
+            tried: false,
+            unknown: false,
+            not_here: Nodes::new(),
+            store_next: false,
+            stage: Stage::Waiting,
+        });
+    }
+
+    fn find(&mut self, tag: Tag) -> Option<usize> {
+        self.entries.iter().position(|entry| entry.tag == tag)
+    }
+
+    pub(super) fn on_receipt(&mut self, tag: Tag, node: &NodeId, receipt: Receipt, effects: &mut Vec<Effect>) {
+        let Some(at) = self.find(tag) else { return };
+        let entry = &mut self.entries[at];
+        if let Receipt::Delivered(sessions) = receipt {
+            // Also from an attempt that was given up: a session has it, and that settles it.
+            if !matches!(entry.stage, Stage::InFlight(_)) {
+                return self.settle(at, Settlement::Delivered { sessions }, effects);
+            }
+        }
+        let Stage::InFlight(flight) = &mut entry.stage else { return };
+        let Some(waiting) = flight.waiting.iter().position(|waiting| waiting == node) else { return };
+        if receipt == Receipt::Held {
+            flight.held = true;
+            if entry.store_next {
+                entry.stage = Stage::ToStore;
+            }
+            return;
+        }
+        flight.waiting.swap_remove(waiting);
+        match receipt {
+            Receipt::Delivered(sessions) => flight.sessions += sessions,
+            Receipt::NotHere => entry.not_here.push(node.clone()),
+            Receipt::Full => self.store_everything(),
+            Receipt::Held => {}
+        }
+        self.conclude(at, effects);
+    }
+
+    pub(super) fn on_not_sent(&mut self, tag: Tag, nodes: &[NodeId], outcome: Outcome, effects: &mut Vec<Effect>) {
+        let Some(at) = self.find(tag) else { return };
+        if outcome == Outcome::Confirmed {
+            return;
+        }
+        self.without(at, nodes);
+        let Stage::InFlight(flight) = &self.entries[at].stage else { return };
+        let is_last = flight.waiting.is_empty() && flight.sessions == 0;
+        match outcome {
+            // Nothing was sent, and a second attempt or a deposit would only add to the load.
+            Outcome::Overloaded if is_last => self.settle(at, overloaded(), effects),
+            // No answer in time: the same link would not answer a second attempt either.
+            Outcome::Unavailable if is_last => self.settle(at, unavailable(), effects),
+            _ => self.conclude(at, effects),
+        }
+    }
+
+    pub(super) fn on_node_lost(&mut self, node: &NodeId) {
+        for at in 0..self.entries.len() {
+            self.without(at, std::slice::from_ref(node));
+        }
+        // Concluded by the next `advance`, in order.
+    }
+
+    /// Nothing will be heard from these nodes.
+    fn without(&mut self, at: usize, nodes: &[NodeId]) {
+        let entry = &mut self.entries[at];
+        let Stage::InFlight(flight) = &mut entry.stage else { return };
+        let before = flight.waiting.len();
+        flight.waiting.retain(|waiting| !nodes.contains(waiting));
+        entry.unknown |= flight.waiting.len() < before;
+    }
+
+    pub(super) fn on_deposited(&mut self, tag: Tag, deposited: Deposited, effects: &mut Vec<Effect>) {
+        let Some(at) = self.find(tag) else { return };
+        self.notice_due = true;
+        let settlement = match deposited {
+            Deposited::Stored => Settlement::Stored,
+            Deposited::MailboxFull => failed(Code::MailboxFull, "the mailbox holds as much as it may"),
+            Deposited::SenderLimit => {
+                failed(Code::RateLimited, "too many messages of this sender wait in mailboxes")
+            }
+            Deposited::Overloaded => overloaded(),
+            Deposited::Unavailable => unavailable(),
+        };
+        self.settle(at, settlement, effects);
+    }
+
+    pub(super) fn on_link_lost(&mut self, effects: &mut Vec<Effect>) {
+        for entry in self.entries.drain(..) {
+            effects.push(Effect::Settle(entry.settle, unavailable()));
+        }
+        self.notice_due = true;
+    }
+
+    /// The target takes no more.
+    fn store_everything(&mut self) {
+        for entry in &mut self.entries {
+            entry.store_next = true;
+            if matches!(entry.stage, Stage::Waiting) || entry.is_held() {
+                entry.stage = Stage::ToStore;
+            }
+        }
+    }
+
+    fn settle(&mut self, at: usize, settlement: Settlement, effects: &mut Vec<Effect>) {
+        if let Some(entry) = self.entries.remove(at) {
+            effects.push(Effect::Settle(entry.settle, settlement));
+        }
+    }
+
+    /// An attempt is over when no node is left to answer.
+    fn conclude(&mut self, at: usize, effects: &mut Vec<Effect>) {
+        let entry = &mut self.entries[at];
+        let Stage::InFlight(flight) = &entry.stage else { return };
+        if !flight.waiting.is_empty() {
+            return;
+        }
+        if flight.sessions > 0 {
+            let sessions = flight.sessions;
+            return self.settle(at, Settlement::Delivered { sessions }, effects);
+        }
+        // See Cargo.toml: what a lost node had is taken for delivered.
+        #[cfg(feature = "sabotage-no-reroute")]
+        if entry.unknown {
+            return self.settle(at, Settlement::Delivered { sessions: 1 }, effects);
+        }
+        if !entry.store_next && entry.attempts < ATTEMPTS_MAX {
+            entry.stage = Stage::Waiting;
+        } else if !entry.store_next {
+            self.store_everything();
+            self.entries[at].stage = Stage::ToStore;
+        } else {
+            entry.stage = Stage::ToStore;
+        }
+    }
+
+    /// Does all that the order and the time allow.
+    pub(super) fn advance(&mut self, target: &Target, now: Instant, world: &impl World, effects: &mut Vec<Effect>) {
+        if self.entries.is_empty() {
+            return;
+        }
+        self.expire(now, effects);
+        let nodes = world.nodes(target);
+        let full = self.act_in_order(&nodes, now, effects);
+        // The target's node holds the oldest without a session taking it: what waits behind it must not wait as long.
+        let stuck = self.entries.front().is_some_and(Entry::is_held);
+        if stuck && (full || world.is_under_pressure()) {
+            self.store_everything();
+            self.act_in_order(&nodes, now, effects);
+        }
+    }
+
+    /// Sends and stores what may be. Returns whether something waits for room on the way.
+    fn act_in_order(&mut self, nodes: &Nodes, now: Instant, effects: &mut Vec<Effect>) -> bool {
+        let mut order = Order::default();
+        let mut at = 0;
+        while at < self.entries.len() {
+            if self.act(at, nodes, &mut order, now, effects) {
+                at += 1;
+            }
+        }
+        order.full
+    }
+
+    /// What is overdue.
+    fn expire(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        let mut at = 0;
+        while at < self.entries.len() {
+            let before = self.entries.len();
+            self.expire_one(at, now, effects);
+            if self.entries.len() == before {
+                at += 1;
+            }
+        }
+    }
+
+    fn expire_one(&mut self, at: usize, now: Instant, effects: &mut Vec<Effect>) {
+        let entry = &mut self.entries[at];
+        if now >= entry.give_up_at() {
+            return self.settle(at, unavailable(), effects);
+        }
+        let overdue = now >= entry.store_at();
+        let expired = entry.message.is_expired(now);
+        match &mut entry.stage {
+            Stage::Storing => {}
+            // A node that has it decides whether it is shown in time.
+            Stage::InFlight(flight) if !overdue => {
+                if !flight.held && now >= flight.answer_by {
+                    entry.unknown |= !flight.waiting.is_empty();
+                    flight.waiting.clear();
+                }
+                self.conclude(at, effects);
+            }
+            Stage::InFlight(flight) if flight.sessions > 0 => {
+                let sessions = flight.sessions;
+                self.settle(at, Settlement::Delivered { sessions }, effects);
+            }
+            _ if expired => self.settle(at, failed(Code::Expired, "the time to live is over"), effects),
+            Stage::InFlight(_) | Stage::Waiting if overdue => {
+                self.store_everything();
+                self.entries[at].stage = Stage::ToStore;
+            }
+            Stage::InFlight(_) | Stage::Waiting | Stage::ToStore => {}
+        }
+    }
+
+    /// Acts on one entry, if what is older allows it. `false`: the entry is gone.
+    fn act(
+        &mut self,
+        at: usize,
+        nodes: &Nodes,
+        order: &mut Order,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) -> bool {
+        let entry = &mut self.entries[at];
+        match &entry.stage {
+            Stage::InFlight(_) => {
+                order.sent += 1;
+                order.sent_bytes += entry.message.bytes();
+                // Where it is will be known soon, and then it is stored before anything newer.
+                order.blocked |= entry.store_next;
+                return true;
+            }
+            Stage::Storing => {
+                order.stored = true;
+                return true;
+            }
+            _ if order.blocked => return true,
+            Stage::Waiting | Stage::ToStore => {}
+        }
+        let reachable: Nodes = nodes.iter().filter(|node| !entry.not_here.contains(node)).cloned().collect();
+        if matches!(entry.stage, Stage::ToStore) || reachable.is_empty() {
+            return self.store(at, order, effects);
+        }
+        order.full = order.sent >= IN_FLIGHT_MAX || order.sent_bytes >= IN_FLIGHT_BYTES_MAX;
+        if order.full || order.stored {
+            order.blocked = true;
+            return true;
+        }
+        self.send(at, reachable, order, now, effects)
+    }
+
+    fn store(&mut self, at: usize, order: &mut Order, effects: &mut Vec<Effect>) -> bool {
+        let entry = &mut self.entries[at];
+        if !entry.can_be_stored() {
+            let settlement = match entry.unknown {
+                true => failed(Code::Unavailable, "the receiver's node did not answer; try again"),
+                false => failed(Code::Offline, "not connected anywhere"),
+            };
+            self.settle(at, settlement, effects);
+            return false;
+        }
+        if order.sent > 0 {
+            // Something older is on its way, and nobody knows yet whether it must be stored first.
+            order.blocked = true;
+            return true;
+        }
+        entry.stage = Stage::Storing;
+        order.stored = true;
+        effects.push(Effect::Deposit { tag: entry.tag, message: entry.outgoing() });
+        true
+    }
+
+    fn send(
+        &mut self,
+        at: usize,
+        nodes: Nodes,
+        order: &mut Order,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) -> bool {
+        if std::mem::take(&mut self.notice_due) {
+            effects.push(Effect::Notify { nodes: nodes.clone() });
+        }
+        if self.entries[at].message.guarantee == Guarantee::AtMostOnce {
+            if let Some(Entry { message, settle, .. }) = self.entries.remove(at) {
+                effects.push(Effect::SendOnce { nodes, message, settle });
+            }
+            return false;
+        }
+        let entry = &mut self.entries[at];
+        let message = entry.outgoing();
+        entry.attempts += 1;
+        entry.tried = true;
+        order.sent += 1;
+        order.sent_bytes += message.bytes();
+        let answer_by = (now + ANSWER_WITHIN).min(entry.store_at());
+        entry.stage = Stage::InFlight(Flight { waiting: nodes.clone(), sessions: 0, held: false, answer_by });
+        effects.push(Effect::Send { tag: entry.tag, nodes, message, answer_by: entry.give_up_at() });
+        true
+    }
+}
+
+impl Entry {
+    /// The message as it is sent or stored now.
+    fn outgoing(&self) -> Arc<Message> {
+        match self.tried && !self.message.redelivered {
+            true => Arc::new(Message { redelivered: true, ..(*self.message).clone() }),
+            false => self.message.clone(),
+        }
+    }
+}
+
+/// What older entries of a path do, while the newer ones are looked at.
+#[derive(Default)]
+struct Order {
+    sent: usize,
+    sent_bytes: usize,
+    stored: bool,
+    /// An older entry may go neither way now, so nothing newer may.
+    blocked: bool,
+    /// As much is on its way as may be.
+    full: bool,
+}
+
+pub(super) fn failed(code: Code, message: &str) -> Settlement {
+    Settlement::Failed(Error::new(code, message))
+}
+
+fn unavailable() -> Settlement {
+    failed(Code::Unavailable, "the broker cannot be reached; try again")
+}
+
+fn overloaded() -> Settlement {
+    failed(Code::Overloaded, "too many messages in flight; try again")
+}

@@ -1,0 +1,442 @@
+//! The target's side of a path: messages for sessions on this node, in order, no faster than sessions take them.
+//!
+//! While mail may lie in the user's box a barrier holds back live messages. A round of reading hands over the mail; a
+//! live message that the same origin accepted before a mail goes before that mail. When no notice of mail is left that a
+//! round has not covered, the barrier opens. What does not fit into the queue is refused, and with it everything that
+//! the same origin process sends until it says that it has stored what was refused: so the origin's order is kept.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use smallvec::SmallVec;
+
+use super::{Effect, Mail, World};
+use crate::bus::AckToken;
+use crate::delivery::envelope::{Envelope, Origin, Scope};
+use crate::delivery::peer_words::Receipt;
+use crate::delivery::seen::SeenKey;
+use crate::ids::Life;
+use crate::protocol::message::{Message, Stamp};
+use crate::protocol::target::Target;
+
+/// Live messages queued for one target. More than an origin has on its way, so that a target that reads is never full.
+const QUEUE_MAX: usize = 1024;
+/// The same in bytes.
+const QUEUE_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// What sessions may have without having taken it: below the queue of a socket, which must never overflow by this.
+const WINDOW: usize = 64;
+/// The same in bytes; a single message may be longer.
+const WINDOW_BYTES: usize = 128 * 1024;
+/// An origin is told that a message is held when no session has taken it for so long.
+const HELD_AFTER: Duration = Duration::from_millis(100);
+/// Before the origin gives up it is told what is known.
+const ANSWER_MARGIN: Duration = Duration::from_millis(3_000);
+/// How soon the workers are asked again when they had no room.
+const ROOM_AFTER: Duration = Duration::from_millis(5);
+
+/// A message that is queued for sessions here, or that they have and have not taken.
+struct Item {
+    message: Arc<Message>,
+    since: Instant,
+    /// Who awaits a receipt: more than one after a repeated attempt.
+    origins: SmallVec<[Origin; 1]>,
+    told: Told,
+    answer_by: Option<Instant>,
+    /// The mail in the box that this message is.
+    mail: Option<AckToken>,
+    /// It lies in the box, and the reading that found it has ended.
+    left_in_box: bool,
+    place: Place,
+}
+
+/// What the origins have been told so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Nothing,
+    Held,
+    /// What could be told before the origin gives up.
+    All,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Behind the barrier, or waiting for room in the window.
+    Queued,
+    /// Sessions have it; it counts in the window.
+    Out,
+    /// One session has taken it, others have not: it counts in the window no longer.
+    PartlyTaken,
+}
+
+#[derive(Default)]
+pub(super) struct TargetSide {
+    items: HashMap<SeenKey, Item>,
+    /// To be handed out next, in this order.
+    ready: VecDeque<SeenKey>,
+    /// Live messages behind the barrier, in the order of their arrival.
+    parked: VecDeque<SeenKey>,
+    parked_bytes: usize,
+    /// Messages and bytes that sessions have and have not taken.
+    out: usize,
+    out_bytes: usize,
+    /// Notices of mail heard, and those that the last round covered. The barrier is closed while they differ.
+    wanted: u32,
+    covered: u32,
+    /// Origin processes that were refused and have not said yet that they stored it.
+    refusing: SmallVec<[Life; 1]>,
+    /// The highest number handed out of each origin process.
+    last: SmallVec<[Stamp; 2]>,
+    /// The workers had no room: nothing is handed out before the next tick.
+    no_room_since: Option<Instant>,
+}
+
+impl TargetSide {
+    pub(super) fn is_idle(&self) -> bool {
+        self.items.is_empty() && self.wanted == self.covered
+    }
+
+    pub(super) fn mail_wanted(&self) -> Option<u32> {
+        (self.wanted != self.covered).then_some(self.wanted)
+    }
+
+    pub(super) fn mail_covered(&self) -> u32 {
+        self.covered
+    }
+
+    pub(super) fn holds_mail(&self) -> bool {
+        self.items.values().any(|item| item.mail.is_some())
+    }
+
+    pub(super) fn due(&self) -> Option<Instant> {
+        let next = |item: &Item| match item.told {
+            _ if item.origins.is_empty() => None,
+            Told::Nothing => Some(item.since + HELD_AFTER),
+            Told::Held => item.answer_by.map(|at| at.checked_sub(ANSWER_MARGIN).unwrap_or(item.since)),
+            Told::All => None,
+        };
+        let room = self.no_room_since.map(|since| since + ROOM_AFTER);
+        self.items.values().filter_map(next).min().into_iter().chain(room).min()
+    }
+
+    // ---- what arrives ----
+
+    pub(super) fn on_arrival(
+        &mut self,
+        target: &Target,
+        envelope: Envelope,
+        now: Instant,
+        world: &impl World,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Envelope { message, origin, answer_by } = envelope;
+        let key = SeenKey::new(Scope::of(&message.sender), &message.id, target);
+        let answer = |receipt, effects: &mut Vec<Effect>| {
+            effects.extend(origin.clone().map(|origin| Effect::Answer { origin, receipt }));
+        };
+        if let Some(sessions) = world.taken(key) {
+            return answer(Receipt::Delivered(sessions), effects);
+        }
+        if let Some(item) = self.items.get_mut(&key) {
+            item.origins.extend(origin);
+            item.told = Told::Nothing;
+            return;
+        }
+        if message.is_expired(now) || !world.is_here(target) {
+            return answer(Receipt::NotHere, effects);
+        }
+        let life = origin.as_ref().map(|origin| origin.life);
+        if life.is_some_and(|life| self.refusing.contains(&life)) {
+            return answer(Receipt::Full, effects);
+        }
+        let bytes = message.bytes();
+        let queued = self.parked.len() + self.ready.len();
+        if queued >= QUEUE_MAX || (queued > 0 && self.queued_bytes() + bytes > QUEUE_BYTES_MAX) {
+            self.refusing.extend(life);
+            self.tell_held(effects);
+            return answer(Receipt::Full, effects);
+        }
+        let item = Item {
+            message: Arc::new(message),
+            since: now,
+            origins: origin.into_iter().collect(),
+            told: Told::Nothing,
+            answer_by,
+            mail: None,
+            left_in_box: false,
+            place: Place::Queued,
+        };
+        self.items.insert(key, item);
+        self.parked.push_back(key);
+        self.parked_bytes += bytes;
+    }
+
+    fn queued_bytes(&self) -> usize {
+        self.parked_bytes + self.ready.iter().filter_map(|key| self.items.get(key)).map(|item| item.message.bytes()).sum::<usize>()
+    }
+
+    // ---- sessions ----
+
+    pub(super) fn on_opened(&mut self, may_have_mail: bool, effects: &mut Vec<Effect>) {
+        if may_have_mail {
+            self.want_mail(effects);
+        }
+    }
+
+    /// Nobody is left to hand anything to. What sessions had is resolved when they have let go of it.
+    pub(super) fn on_gone(&mut self, effects: &mut Vec<Effect>) {
+        for key in self.ready.drain(..).chain(self.parked.drain(..)) {
+            if let Some(item) = self.items.remove(&key) {
+                answer_all(item.origins, Receipt::NotHere, effects);
+            }
+        }
+        self.parked_bytes = 0;
+        self.covered = self.wanted;
+    }
+
+    // ---- mail ----
+
+    fn want_mail(&mut self, effects: &mut Vec<Effect>) {
+        self.wanted = self.wanted.wrapping_add(1);
+        effects.push(Effect::ReadBox);
+    }
+
+    pub(super) fn on_announced(&mut self, from: Option<Life>, is_here: bool, effects: &mut Vec<Effect>) {
+        if let Some(life) = from {
+            self.refusing.retain(|refused| *refused != life);
+        }
+        if is_here {
+            self.want_mail(effects);
+        }
+    }
+
+    pub(super) fn on_mail(
+        &mut self,
+        mail: Vec<Mail>,
+        covers: u32,
+        now: Instant,
+        world: &impl World,
+        effects: &mut Vec<Effect>,
+    ) {
+        for Mail { message, ack } in mail {
+            let key = SeenKey::new(Scope::of(&message.sender), &message.id, &message.target);
+            if world.taken(key).is_some() {
+                effects.push(Effect::Acknowledge { ack, message });
+                continue;
+            }
+            self.release_older_than(message.stamp);
+            match self.items.get_mut(&key) {
+                // A copy of what is queued or out: one of the two is shown, and with it both are done.
+                Some(item) => {
+                    item.mail = Some(ack);
+                    if let Some(at) = self.parked.iter().position(|parked| *parked == key) {
+                        self.parked.remove(at);
+                        self.parked_bytes -= message.bytes();
+                        self.ready.push_back(key);
+                    }
+                }
+                None => {
+                    self.items.insert(key, Item::of_mail(message, ack, now));
+                    self.ready.push_back(key);
+                }
+            }
+        }
+        self.covered = covers;
+    }
+
+    /// Lets go before a mail what the same origin accepted before it.
+    fn release_older_than(&mut self, stamp: Option<Stamp>) {
+        let Some(stamp) = stamp else { return };
+        let is_older = |key: &SeenKey| {
+            let parked = self.items.get(key).and_then(|item| item.message.stamp);
+            parked.is_some_and(|parked| parked.life == stamp.life && parked.number < stamp.number)
+        };
+        let Some(last) = self.parked.iter().rposition(is_older) else { return };
+        for key in self.parked.drain(..=last) {
+            self.parked_bytes -= self.items.get(&key).map_or(0, |item| item.message.bytes());
+            self.ready.push_back(key);
+        }
+    }
+
+    /// The box has everything again that no session took; what was not handed out is read anew.
+    pub(super) fn on_given_back(&mut self, is_here: bool, effects: &mut Vec<Effect>) {
+        let items = &mut self.items;
+        let mut lost = false;
+        self.ready.retain(|key| {
+            let Some(item) = items.get_mut(key) else { return false };
+            let was_mail = item.mail.take().is_some();
+            lost |= was_mail;
+            if was_mail && item.origins.is_empty() {
+                items.remove(key);
+                return false;
+            }
+            true
+        });
+        for item in items.values_mut().filter(|item| item.mail.is_some()) {
+            item.mail = None;
+            item.left_in_box = true;
+        }
+        if lost && is_here {
+            self.want_mail(effects);
+        }
+    }
+
+    // ---- what sessions do with it ----
+
+    pub(super) fn on_first_taken(&mut self, key: SeenKey) {
+        let Some(item) = self.items.get_mut(&key) else { return };
+        if item.place == Place::Out {
+            item.place = Place::PartlyTaken;
+            self.out -= 1;
+            self.out_bytes -= item.message.bytes();
+        }
+    }
+
+    pub(super) fn on_resolved(
+        &mut self,
+        target: &Target,
+        key: SeenKey,
+        sessions: u32,
+        now: Instant,
+        world: &impl World,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(item) = self.items.remove(&key) else { return };
+        if item.place == Place::Out {
+            self.out -= 1;
+            self.out_bytes -= item.message.bytes();
+        }
+        if sessions > 0 {
+            world.note_taken(key, sessions, now);
+            answer_all(item.origins, Receipt::Delivered(sessions), effects);
+            let message = item.message;
+            match item.mail {
+                Some(ack) => effects.push(Effect::Acknowledge { ack, message }),
+                // The next reading finds it and acknowledges it.
+                None if item.left_in_box => effects.push(Effect::CleanBox),
+                None => {}
+            }
+            return;
+        }
+        answer_all(item.origins, Receipt::NotHere, effects);
+        if (item.mail.is_some() || item.left_in_box) && world.is_here(target) {
+            // The session ended without taking it, and the user is here with another one.
+            self.want_mail(effects);
+        }
+    }
+
+    /// Puts back what the workers had no room for.
+    pub(super) fn on_no_room(&mut self, keys: &[SeenKey], now: Instant) {
+        for key in keys.iter().rev() {
+            if let Some(item) = self.items.get_mut(key) {
+                item.place = Place::Queued;
+                self.out -= 1;
+                self.out_bytes -= item.message.bytes();
+                self.ready.push_front(*key);
+            }
+        }
+        self.no_room_since = Some(now);
+    }
+
+    // ---- time ----
+
+    fn tell_held(&mut self, effects: &mut Vec<Effect>) {
+        for item in self.items.values_mut().filter(|item| item.told == Told::Nothing) {
+            item.tell_held(effects);
+        }
+    }
+
+    pub(super) fn on_tick(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        self.no_room_since = None;
+        for item in self.items.values_mut().filter(|item| !item.origins.is_empty()) {
+            if item.told == Told::Nothing && now >= item.since + HELD_AFTER {
+                item.tell_held(effects);
+            }
+            if item.told == Told::Held && item.answer_by.is_some_and(|at| now + ANSWER_MARGIN >= at) {
+                item.told = Told::All;
+                if item.place == Place::PartlyTaken {
+                    answer_all(std::mem::take(&mut item.origins), Receipt::Delivered(1), effects);
+                }
+            }
+        }
+    }
+
+    /// Hands out what the barrier and the window allow.
+    pub(super) fn advance(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        if self.wanted == self.covered && !self.parked.is_empty() {
+            self.ready.extend(self.parked.drain(..));
+            self.parked_bytes = 0;
+        }
+        while let Some(&key) = self.ready.front() {
+            let Some(item) = self.items.get_mut(&key) else {
+                self.ready.pop_front();
+                continue;
+            };
+            let bytes = item.message.bytes();
+            let fits = self.out == 0 || (self.out < WINDOW && self.out_bytes + bytes <= WINDOW_BYTES);
+            if !fits || self.no_room_since.is_some() {
+                return;
+            }
+            self.ready.pop_front();
+            if item.message.is_expired(now) {
+                if let Some(item) = self.items.remove(&key) {
+                    answer_all(item.origins, Receipt::NotHere, effects);
+                    let message = item.message;
+                    effects.extend(item.mail.map(|ack| Effect::Acknowledge { ack, message }));
+                }
+                continue;
+            }
+            item.place = Place::Out;
+            self.out += 1;
+            self.out_bytes += bytes;
+            let message = in_order(&mut self.last, &item.message);
+            effects.push(Effect::HandOut { key, message });
+        }
+    }
+}
+
+impl Item {
+    fn tell_held(&mut self, effects: &mut Vec<Effect>) {
+        self.told = Told::Held;
+        for origin in &self.origins {
+            effects.push(Effect::Answer { origin: origin.clone(), receipt: Receipt::Held });
+        }
+    }
+
+    fn of_mail(message: Arc<Message>, ack: AckToken, now: Instant) -> Self {
+        Self {
+            message,
+            since: now,
+            origins: SmallVec::new(),
+            told: Told::All,
+            answer_by: None,
+            mail: Some(ack),
+            left_in_box: false,
+            place: Place::Queued,
+        }
+    }
+}
+
+fn answer_all(origins: SmallVec<[Origin; 1]>, receipt: Receipt, effects: &mut Vec<Effect>) {
+    effects.extend(origins.into_iter().map(|origin| Effect::Answer { origin, receipt }));
+}
+
+/// The message; marked if a newer one of the same origin process was handed out before.
+fn in_order(last: &mut SmallVec<[Stamp; 2]>, message: &Arc<Message>) -> Arc<Message> {
+    /// Origin processes that are remembered; the oldest is forgotten first.
+    const KEPT: usize = 8;
+    let Some(stamp) = message.stamp else { return message.clone() };
+    match last.iter_mut().find(|last| last.life == stamp.life) {
+        Some(last) if last.number > stamp.number && !message.redelivered => {
+            return Arc::new(Message { redelivered: true, ..(**message).clone() })
+        }
+        Some(last) => last.number = last.number.max(stamp.number),
+        None => {
+            if last.len() == KEPT {
+                last.remove(0);
+            }
+            last.push(stamp);
+        }
+    }
+    message.clone()
+}
