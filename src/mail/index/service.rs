@@ -1,0 +1,110 @@
+//! The task that lets the mail index run: it keeps the timers, follows the link and carries out effects.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::task::JoinHandle;
+use tokio::time::sleep_until;
+
+use super::gossip::MAIL_INDEX_KIND;
+use super::state::Effect;
+use super::MailIndex;
+use crate::bus::{Destination, Lane, Outcome, Properties, Publish};
+use crate::ids::Incarnation;
+
+/// All gossip has one order key: a reading must not overtake the deposits that it counted.
+const ORDER_KEY: u64 = 0x6d61_696c;
+
+/// Dropping it ends the service. What is not announced by then is reported as not announced.
+pub struct ServiceHandle {
+    task: JoinHandle<()>,
+    index: MailIndex,
+}
+
+impl Drop for ServiceHandle {
+    fn drop(&mut self) {
+        self.task.abort();
+        let effect = self.index.write().end();
+        self.index.carry_out(effect);
+    }
+}
+
+pub(super) fn start(index: MailIndex) -> ServiceHandle {
+    ServiceHandle { task: tokio::spawn(run(index.clone())), index }
+}
+
+async fn run(index: MailIndex) {
+    let mut links = index.shared.bus.link();
+    let mut incarnation: Option<Incarnation> = None;
+    loop {
+        let link = *links.borrow_and_update();
+        let now = Instant::now();
+        let (effects, next) = {
+            let mut state = index.write();
+            if link.incarnation.is_some() && link.incarnation != incarnation {
+                incarnation = link.incarnation;
+                state.link_up(now);
+            }
+            (state.poll(now, &*index.shared.peers), state.next_poll(now))
+        };
+        for effect in effects {
+            index.carry_out(effect);
+        }
+        tokio::select! {
+            changed = links.changed() => {
+                if changed.is_err() {
+                    break; // The bus is closed for good.
+                }
+            }
+            () = index.shared.wake.notified() => {}
+            () = async { if let Some(at) = next { sleep_until(at.into()).await } }, if next.is_some() => {}
+        }
+    }
+    let effect = index.write().end();
+    index.carry_out(effect);
+}
+
+impl MailIndex {
+    /// To be called without the lock: callbacks and the bus may call back.
+    pub(super) fn carry_out(&self, effect: Effect) {
+        match effect {
+            Effect::Publish { seq, body } => {
+                let index = self.clone();
+                let done = move |outcome| {
+                    let effect = index.write().published(seq, outcome == Outcome::Confirmed, Instant::now());
+                    match effect {
+                        Some(effect) => index.carry_out(effect),
+                        None => index.shared.wake.notify_one(),
+                    }
+                };
+                self.shared.bus.publish(publish(Destination::Control, body), Box::new(done));
+            }
+            Effect::Send { node, body } => {
+                let to = Destination::Nodes([node].into_iter().collect());
+                self.shared.bus.publish(publish(to, body), Box::new(log_if_unconfirmed));
+            }
+            Effect::Tell { announced, confirmed } => {
+                for announced in announced {
+                    announced(confirmed);
+                }
+            }
+        }
+    }
+}
+
+/// A lost question or answer is noticed by the node that asked.
+fn log_if_unconfirmed(outcome: Outcome) {
+    if outcome != Outcome::Confirmed {
+        tracing::debug!(?outcome, "mail gossip was not confirmed");
+    }
+}
+
+fn publish(to: Destination, body: Bytes) -> Publish {
+    let properties = Properties {
+        kind: Some(MAIL_INDEX_KIND.to_owned()),
+        content_type: Some("application/json".to_owned()),
+        persistent: Some(false),
+        ..Properties::default()
+    };
+    Publish { to, properties, body, order_key: ORDER_KEY, lane: Lane::Urgent }
+}
