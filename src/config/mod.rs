@@ -62,6 +62,8 @@ pub struct Config {
     pub mailbox_ttl: Duration,
     pub mailbox_messages: usize,
     pub mailbox_bytes: usize,
+    pub sender_mail: usize,
+    pub sender_mail_rate: usize,
     /// A valid filter of tracing-subscriber.
     pub log: String,
     pub log_format: LogFormat,
@@ -144,6 +146,8 @@ impl Config {
             mailbox_ttl: from.millis("MAILBOX_TTL_MS"),
             mailbox_messages: from.count("MAILBOX_MESSAGES"),
             mailbox_bytes: from.count("MAILBOX_BYTES"),
+            sender_mail: from.count("SENDER_MAIL"),
+            sender_mail_rate: from.count("SENDER_MAIL_RATE"),
             log: log(&mut from),
             log_format: match from.word("LOG_FORMAT") {
                 Some("json") => LogFormat::Json,

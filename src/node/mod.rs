@@ -106,7 +106,12 @@ impl Node {
             routing: config.routing,
             pending_max: config.pending_max,
         };
-        let (mail, mail_service) = MailIndex::start(config.node_id.clone(), bus.clone(), mail_limits(&config));
+        let peers = {
+            let directory = directory.clone();
+            Box::new(move || directory.peers().into_iter().map(|peer| peer.node).collect())
+        };
+        let (mail, mail_service) =
+            MailIndex::start(config.node_id.clone(), bus.clone(), mail_limits(&config), peers);
         let readings = Readings::new(bus.boxes().boxes);
         let places = Places {
             hub: hub.clone(),
@@ -320,9 +325,19 @@ impl Node {
     }
 }
 
+/// A sender that was at rest may store the mail of so many seconds at once.
+const SENDER_BURST_SECONDS: u32 = 10;
+
 fn mail_limits(config: &Config) -> MailLimits {
-    let messages = u32::try_from(config.mailbox_messages).unwrap_or(u32::MAX);
-    MailLimits { messages, bytes: config.mailbox_bytes as u64 }
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let sender_rate = count(config.sender_mail_rate);
+    MailLimits {
+        messages: count(config.mailbox_messages),
+        bytes: config.mailbox_bytes as u64,
+        sender_messages: count(config.sender_mail),
+        sender_rate,
+        sender_burst: sender_rate.saturating_mul(SENDER_BURST_SECONDS),
+    }
 }
 
 /// As many listeners on one address as asked for. Port 0 is chosen once.

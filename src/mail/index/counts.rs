@@ -12,9 +12,9 @@ use std::collections::{HashMap, VecDeque};
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
+use super::gossip::Count;
 use crate::bus::BoxNumber;
 use crate::ids::{Life, UserKey};
-use super::gossip::Count;
 
 /// Deposits are logged for so long. A reading that took longer never lowers a count.
 const LOGGED: Duration = Duration::from_secs(30);
@@ -150,7 +150,8 @@ impl Counts {
         if found.reading < known {
             return None;
         }
-        let (all_logged, unseen) = (now.saturating_duration_since(self.log_from) >= found.age, self.unseen(found));
+        let (all_logged, unseen) =
+            (now.saturating_duration_since(self.log_from) >= found.age, self.unseen(found));
         let held = self.held_mut(found.number);
         let mut before = HashMap::default();
         if found.reading > known {
@@ -216,7 +217,11 @@ impl Counts {
     }
 
     pub fn readings(&self) -> Vec<(u32, u64)> {
-        (0..).zip(&self.boxes).filter(|(_, held)| held.reading > 0).map(|(number, held)| (number, held.reading)).collect()
+        (0..)
+            .zip(&self.boxes)
+            .filter(|(_, held)| held.reading > 0)
+            .map(|(number, held)| (number, held.reading))
+            .collect()
     }
 
     pub fn prune(&mut self, now: Instant) {

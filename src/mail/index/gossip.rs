@@ -94,7 +94,10 @@ pub struct Part {
 pub enum Gossip {
     Batch(Batch),
     /// "Tell me everything that you know."
-    Ask { from: NodeId, request: u64 },
+    Ask {
+        from: NodeId,
+        request: u64,
+    },
     Part(Part),
     /// What a newer version says to its like.
     #[serde(other)]
@@ -128,7 +131,8 @@ impl Gossip {
         let gossip: Self = serde_json::from_slice(body).map_err(unreadable)?;
         let within = match &gossip {
             Self::Batch(batch) => {
-                let found: usize = batch.exact.iter().map(|exact| exact.found.len() + exact.covers.len()).sum();
+                let found: usize =
+                    batch.exact.iter().map(|exact| exact.found.len() + exact.covers.len()).sum();
                 batch.deposits.len() + batch.taken.len() + found <= 4 * ENTRIES_MAX && batch.seq > 0
             }
             Self::Part(part) => {
@@ -139,6 +143,10 @@ impl Gossip {
             }
             Self::Ask { .. } | Self::Unknown => true,
         };
-        if within { Ok(gossip) } else { Err("mail gossip breaks a limit".to_owned()) }
+        if within {
+            Ok(gossip)
+        } else {
+            Err("mail gossip breaks a limit".to_owned())
+        }
     }
 }

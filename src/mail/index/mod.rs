@@ -21,7 +21,7 @@ mod sync;
 mod tests;
 
 use std::num::NonZeroU32;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Notify;
@@ -77,7 +77,7 @@ struct Shared {
     peers: Peers,
     /// Held for microseconds at a time: never across an await, and with no callback inside but `peers`, which may lock
     /// the directory. The directory never calls the index.
-    state: RwLock<Index>,
+    state: Mutex<Index>,
     /// Tells the service that there is something to do sooner than it thinks.
     wake: Notify,
 }
@@ -87,7 +87,7 @@ impl MailIndex {
     pub fn start(node: NodeId, bus: Arc<dyn Bus>, limits: MailLimits, peers: Peers) -> (Self, ServiceHandle) {
         let boxes = bus.boxes().boxes;
         let state = Index::new(node, Life::generate(), boxes, limits, Instant::now());
-        let shared = Shared { bus, boxes, peers, state: RwLock::new(state), wake: Notify::new() };
+        let shared = Shared { bus, boxes, peers, state: Mutex::new(state), wake: Notify::new() };
         let index = Self { shared: Arc::new(shared) };
         let handle = service::start(index.clone());
         (index, handle)
@@ -95,12 +95,12 @@ impl MailIndex {
 
     /// Whether mail may wait for the user. True for everyone whose box this node knows nothing of yet.
     pub fn may_have(&self, user: &UserId) -> bool {
-        self.read().may_have(UserKey::of(user))
+        self.lock().may_have(UserKey::of(user))
     }
 
     /// Messages and bytes that wait for the user, with what is being deposited here right now.
     pub fn waiting(&self, user: &UserId) -> (u32, u64) {
-        let waiting = self.read().waiting(UserKey::of(user));
+        let waiting = self.lock().waiting(UserKey::of(user));
         (waiting.count, waiting.bytes)
     }
 
@@ -113,19 +113,19 @@ impl MailIndex {
         now: Instant,
     ) -> Result<Reservation, Refusal> {
         let mail = deposit(user, sender, bytes);
-        self.write().admit(mail, now)?;
+        self.lock().admit(mail, now)?;
         Ok(Reservation { index: self.clone(), mail: Some(mail) })
     }
 
     /// A mail was acknowledged out of its box on this node.
     pub fn taken(&self, user: &UserId, sender: Option<&UserId>, bytes: usize) {
-        self.write().taken(deposit(user, sender, bytes), Instant::now());
+        self.lock().taken(deposit(user, sender, bytes), Instant::now());
         self.shared.wake.notify_one();
     }
 
     /// A reading of the box is about to begin: to be called before attaching to it, for [`exact`](Self::exact).
     pub fn reading_began(&self, number: BoxNumber) -> Began {
-        let began = self.write().reading_began(number, Instant::now());
+        let began = self.lock().reading_began(number, Instant::now());
         self.shared.wake.notify_one();
         began
     }
@@ -136,7 +136,7 @@ impl MailIndex {
         let found = found.into_iter().map(|(user, count, bytes)| Count(user, count, bytes)).collect();
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let wall_ms = u64::try_from(wall.as_millis()).unwrap_or_default();
-        self.write().exact(began, found, Instant::now(), wall_ms);
+        self.lock().exact(began, found, Instant::now(), wall_ms);
         self.shared.wake.notify_one();
     }
 
@@ -147,7 +147,7 @@ impl MailIndex {
             return Err(format!("gossip of an unknown type: {kind:.64}"));
         }
         let gossip = Gossip::decode(body)?;
-        let newly = self.write().receive(gossip, Instant::now());
+        let newly = self.lock().receive(gossip, Instant::now());
         self.shared.wake.notify_one();
         Ok(newly)
     }
@@ -155,23 +155,19 @@ impl MailIndex {
     /// A box of which this node knows nothing and that it is to read. It comes again, after all others, until
     /// [`exact`](Self::exact) is called or another node tells of it.
     pub fn next_unread_box(&self) -> Option<BoxNumber> {
-        self.write().next_unread_box()
+        self.lock().next_unread_box()
     }
 
     /// A box that has not been read for an hour though somebody has mail in it. `live`: all nodes of which one is to
     /// read it, with this one.
     pub fn next_due_box(&self, now: Instant, live: &[NodeId]) -> Option<BoxNumber> {
-        self.write().next_due_box(self.shared.boxes, now, live)
+        self.lock().next_due_box(self.shared.boxes, now, live)
     }
 
     // A panic elsewhere while the lock was held leaves a hint that may be wrong, which it may be at any time.
 
-    fn read(&self) -> RwLockReadGuard<'_, Index> {
-        self.shared.state.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, Index> {
-        self.shared.state.write().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Index> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -191,7 +187,7 @@ impl Reservation {
     /// `true` once the broker has confirmed the announcement to all nodes, else with `false`.
     pub fn stored(mut self, announced: Announced) {
         let Some(mail) = self.mail.take() else { return };
-        let refused = self.index.write().stored(mail, announced, Instant::now());
+        let refused = self.index.lock().stored(mail, announced, Instant::now());
         match refused {
             Ok(()) => self.index.shared.wake.notify_one(),
             Err(announced) => announced(false),
@@ -202,7 +198,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if let Some(mail) = self.mail.take() {
-            self.index.write().release(mail);
+            self.index.lock().release(mail);
         }
     }
 }

@@ -149,7 +149,8 @@ impl Outgoing {
         let deadline = since + ANNOUNCE_DEADLINE;
         match Gossip::Batch(batch).encode() {
             Ok(body) => {
-                let new = InFlight { body: body.into(), announced, deadline, attempts: 0, again_at: Some(since) };
+                let new =
+                    InFlight { body: body.into(), announced, deadline, attempts: 0, again_at: Some(since) };
                 self.in_flight.insert(self.seq - 1, new);
             }
             Err(error) => {
@@ -164,7 +165,8 @@ impl Outgoing {
         let batch = self.in_flight.get_mut(&seq)?;
         if confirmed || batch.attempts >= ATTEMPTS_MAX {
             let batch = self.in_flight.remove(&seq)?;
-            return (!batch.announced.is_empty()).then_some(Step::Tell { announced: batch.announced, confirmed });
+            return (!batch.announced.is_empty())
+                .then_some(Step::Tell { announced: batch.announced, confirmed });
         }
         batch.again_at = Some(now + RETRY_WAIT * batch.attempts);
         None

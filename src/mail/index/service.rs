@@ -24,7 +24,7 @@ pub struct ServiceHandle {
 impl Drop for ServiceHandle {
     fn drop(&mut self) {
         self.task.abort();
-        let effect = self.index.write().end();
+        let effect = self.index.lock().end();
         self.index.carry_out(effect);
     }
 }
@@ -40,7 +40,7 @@ async fn run(index: MailIndex) {
         let link = *links.borrow_and_update();
         let now = Instant::now();
         let (effects, next) = {
-            let mut state = index.write();
+            let mut state = index.lock();
             if link.incarnation.is_some() && link.incarnation != incarnation {
                 incarnation = link.incarnation;
                 state.link_up(now);
@@ -60,7 +60,7 @@ async fn run(index: MailIndex) {
             () = async { if let Some(at) = next { sleep_until(at.into()).await } }, if next.is_some() => {}
         }
     }
-    let effect = index.write().end();
+    let effect = index.lock().end();
     index.carry_out(effect);
 }
 
@@ -71,7 +71,7 @@ impl MailIndex {
             Effect::Publish { seq, body } => {
                 let index = self.clone();
                 let done = move |outcome| {
-                    let effect = index.write().published(seq, outcome == Outcome::Confirmed, Instant::now());
+                    let effect = index.lock().published(seq, outcome == Outcome::Confirmed, Instant::now());
                     match effect {
                         Some(effect) => index.carry_out(effect),
                         None => index.shared.wake.notify_one(),

@@ -132,7 +132,9 @@ impl Index {
     /// Reserves room for one mail. Followed by exactly one [`release`](Self::release) or [`stored`](Self::stored).
     pub fn admit(&mut self, mail: Deposit, now: Instant) -> Result<(), Refusal> {
         let waiting = self.waiting(mail.user);
-        if waiting.count >= self.limits.messages || waiting.bytes.saturating_add(mail.bytes) > self.limits.bytes {
+        if waiting.count >= self.limits.messages
+            || waiting.bytes.saturating_add(mail.bytes) > self.limits.bytes
+        {
             return Err(Refusal::UserFull);
         }
         if let Some(sender) = mail.sender {
@@ -248,7 +250,9 @@ impl Index {
     /// The users who newly have mail.
     pub fn receive(&mut self, gossip: Gossip, now: Instant) -> Vec<UserKey> {
         match gossip {
-            Gossip::Batch(batch) if batch.life != self.life && self.heard.admit(batch.life, batch.seq, now) => {
+            Gossip::Batch(batch)
+                if batch.life != self.life && self.heard.admit(batch.life, batch.seq, now) =>
+            {
                 self.merge(batch, now)
             }
             Gossip::Batch(_) | Gossip::Unknown => Vec::new(),
@@ -276,7 +280,9 @@ impl Index {
         }
         for exact in batch.exact {
             let number = BoxNumber(exact.number);
-            if !self.counts.contains(number) || exact.found.iter().any(|count| self.counts.number(count.0) != number) {
+            if !self.counts.contains(number)
+                || exact.found.iter().any(|count| self.counts.number(count.0) != number)
+            {
                 continue; // A node with another number of boxes.
             }
             let covers = exact.covers.into_iter().collect();

@@ -14,8 +14,15 @@ pub const PEERS_WAIT: Duration = Duration::from_millis(500);
 
 enum Phase {
     /// Waits to hear of a peer.
-    Looking { until: Instant },
-    Asking { request: u64, until: Instant, have: Vec<bool>, missing: usize },
+    Looking {
+        until: Instant,
+    },
+    Asking {
+        request: u64,
+        until: Instant,
+        have: Vec<bool>,
+        missing: usize,
+    },
     /// Nobody can tell: the boxes are read.
     Sweeping,
 }
