@@ -6,7 +6,8 @@
 //! box. A reading of the box mends every wrong count.
 //!
 //! Reading order: `gossip` is what goes over the wire; `counts` (mail in boxes), `senders` (limits for senders), `heard`
-//! (which gossip is merged), `outgoing` (what is to be told) and `sync` (what a fresh node does) are joined in `state`,
+//! (which gossip is merged), `outgoing` (what is to be told) and `sync` and `snapshots` (what a fresh node
+//! asks and is told) are joined in `state`,
 //! a pure machine; `service` is the task that lets it run over a [`Bus`].
 
 mod counts;
@@ -15,6 +16,7 @@ mod heard;
 mod outgoing;
 mod senders;
 mod service;
+mod snapshots;
 mod state;
 mod sync;
 #[cfg(test)]

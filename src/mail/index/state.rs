@@ -1,7 +1,7 @@
 //! The mail index as a pure state machine: what is told and what time it is go in, effects come out.
 
 use std::collections::hash_map::RandomState;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use super::gossip::{Batch, Count, Deposit, Exact, Gossip, Part, Taken, ENTRIES_M
 use super::heard::Heard;
 use super::outgoing::{Announced, Outgoing, Step};
 use super::senders::{Rates, Senders};
+use super::snapshots::{parts, Snapshots};
 use super::sync::Sync;
 use super::{MailLimits, Refusal};
 use crate::bus::BoxNumber;
@@ -24,12 +25,6 @@ const READ_EVERY: Duration = Duration::from_secs(3600);
 const DUE_AGAIN: Duration = Duration::from_secs(60);
 /// What a node said may be on its way for so long.
 const ON_ITS_WAY: Duration = Duration::from_secs(3);
-/// Nodes that are sent a snapshot at the same time; another one that asks is not answered and asks elsewhere.
-const SNAPSHOTS_MAX: usize = 2;
-/// Parts of a snapshot go in bursts, so that they do not take up the window of unconfirmed publishes.
-const BURST: usize = 4;
-const BURST_EVERY: Duration = Duration::from_millis(10);
-
 /// What the machine wants done.
 pub enum Effect {
     /// Tell every node, and report the broker's answer to [`Index::published`].
@@ -74,8 +69,7 @@ pub struct Index {
     own_readings: HashMap<BoxNumber, u64>,
     /// When a box that was due was last handed out to be read.
     tried: HashMap<BoxNumber, Instant>,
-    snapshots: VecDeque<(NodeId, VecDeque<Part>)>,
-    burst_at: Instant,
+    snapshots: Snapshots,
     has_ended: bool,
 }
 
@@ -92,8 +86,7 @@ impl Index {
             sync: Sync::new(boxes, life.0, now),
             own_readings: HashMap::new(),
             tried: HashMap::new(),
-            snapshots: VecDeque::new(),
-            burst_at: now,
+            snapshots: Snapshots::new(now),
             has_ended: false,
             node,
             life,
@@ -257,9 +250,9 @@ impl Index {
             }
             Gossip::Batch(_) | Gossip::Unknown => Vec::new(),
             Gossip::Ask { from, request } => {
-                if from != self.node && self.snapshots.len() < SNAPSHOTS_MAX {
-                    let parts = self.snapshot(request);
-                    self.snapshots.push_back((from, parts));
+                if from != self.node && self.snapshots.has_room() {
+                    let parts = parts(request, self.sync.is_complete(), &self.counts, &self.senders);
+                    self.snapshots.add(from, parts);
                 }
                 Vec::new()
             }
@@ -299,33 +292,6 @@ impl Index {
         newly
     }
 
-    fn snapshot(&self, request: u64) -> VecDeque<Part> {
-        let (users, senders) = (self.counts.all(), self.senders.all());
-        let readings = self.counts.readings();
-        let (user_parts, sender_parts) = (users.chunks(ENTRIES_MAX), senders.chunks(ENTRIES_MAX));
-        let count = (user_parts.len() + sender_parts.len()).max(1);
-        let empty = Part {
-            request,
-            part: 0,
-            parts: u32::try_from(count).unwrap_or(u32::MAX),
-            complete: self.sync.is_complete(),
-            users: Vec::new(),
-            senders: Vec::new(),
-            readings: Vec::new(),
-        };
-        let of_users = user_parts.map(|users| Part { users: users.to_vec(), ..empty.clone() });
-        let of_senders = sender_parts.map(|senders| Part { senders: senders.to_vec(), ..empty.clone() });
-        let mut parts: VecDeque<_> = of_users.chain(of_senders).collect();
-        if parts.is_empty() {
-            parts.push_back(empty);
-        }
-        parts.iter_mut().zip(0..).for_each(|(part, number)| part.part = number);
-        if let Some(first) = parts.front_mut() {
-            first.readings = readings;
-        }
-        parts
-    }
-
     fn on_part(&mut self, part: Part, now: Instant) -> Vec<UserKey> {
         if !self.sync.on_part(&part, now) {
             return Vec::new();
@@ -347,8 +313,7 @@ impl Index {
 
     /// When [`poll`](Self::poll) has something to do again, if nothing happens before.
     pub fn next_poll(&self, now: Instant) -> Option<Instant> {
-        let burst = (!self.snapshots.is_empty()).then_some(self.burst_at);
-        [self.outgoing.next_poll(), self.sync.next_poll(now), burst].into_iter().flatten().min()
+        [self.outgoing.next_poll(), self.sync.next_poll(now), self.snapshots.next_poll()].into_iter().flatten().min()
     }
 
     /// Does what is due. The effects are to be carried out in this order.
@@ -359,15 +324,8 @@ impl Index {
         if let Some((node, request)) = self.sync.poll(now, peers) {
             effects.extend(send(node, &Gossip::Ask { from: self.node.clone(), request }));
         }
-        if !self.snapshots.is_empty() && self.burst_at <= now {
-            self.burst_at = now + BURST_EVERY;
-            for _ in 0..BURST {
-                let Some((node, parts)) = self.snapshots.front_mut() else { break };
-                match parts.pop_front() {
-                    Some(part) => effects.extend(send(node.clone(), &Gossip::Part(part))),
-                    None => drop(self.snapshots.pop_front()),
-                }
-            }
+        for (node, part) in self.snapshots.poll(now) {
+            effects.extend(send(node, &Gossip::Part(part)));
         }
         effects
     }
