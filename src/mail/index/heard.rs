@@ -28,8 +28,10 @@ impl Heard {
         if !self.lives.contains_key(&life) {
             self.lives.retain(|_, window| now.saturating_duration_since(window.at) < KEPT);
         }
-        // What was told before this node heard of the life is not missed.
-        let window = self.lives.entry(life).or_insert(Window { newest: seq - 1, merged: u128::MAX, at: now });
+        // Of a life that was not known, earlier batches may still be repeated; there is none before the first.
+        let none_before = u32::try_from(seq).ok().and_then(|seq| u128::MAX.checked_shl(seq)).unwrap_or(0);
+        let unheard = Window { newest: seq, merged: none_before, at: now };
+        let window = self.lives.entry(life).or_insert(unheard);
         window.at = now;
         if seq > window.newest {
             let ahead = u32::try_from(seq - window.newest).unwrap_or(u32::MAX);
@@ -65,7 +67,9 @@ mod tests {
         let (now, life) = (Instant::now(), Life(1));
         let mut heard = Heard::default();
         assert!(heard.admit(life, 5, now) && !heard.admit(life, 5, now));
-        assert!(!heard.admit(life, 4, now), "told before it was known");
+        assert_eq!(heard.covers(), [(life, 0)]);
+        (1..5)
+            .for_each(|earlier| assert!(heard.admit(life, earlier, now) && !heard.admit(life, earlier, now)));
         assert_eq!(heard.covers(), [(life, 5)]);
         assert!(heard.admit(life, 8, now));
         assert_eq!(heard.covers(), [(life, 5)]);

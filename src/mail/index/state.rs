@@ -313,7 +313,10 @@ impl Index {
 
     /// When [`poll`](Self::poll) has something to do again, if nothing happens before.
     pub fn next_poll(&self, now: Instant) -> Option<Instant> {
-        [self.outgoing.next_poll(), self.sync.next_poll(now), self.snapshots.next_poll()].into_iter().flatten().min()
+        [self.outgoing.next_poll(), self.sync.next_poll(now), self.snapshots.next_poll()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Does what is due. The effects are to be carried out in this order.

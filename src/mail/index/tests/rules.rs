@@ -72,7 +72,7 @@ fn each_limit_has_its_refusal() {
 #[test]
 fn a_reading_keeps_what_it_cannot_have_seen_here_and_elsewhere() {
     let now = Instant::now();
-    let (mut a, mut b, mut c) = (known(0, now), known(1, now), known(2, now));
+    let (mut a, mut b, mut c) = (index(0, now), index(1, now), index(2, now));
     let now = now + Duration::from_secs(10);
     store(&mut a, 1, now);
     let before = told(&mut a, now + BATCH_WAIT);
@@ -115,12 +115,15 @@ fn mail_of_an_earlier_reading_is_not_taken_twice() {
 #[test]
 fn a_deposit_is_announced_when_the_broker_has_confirmed_it() {
     let now = Instant::now();
-    for (answers, expected) in [(vec![true], 1), (vec![false, false, true], 1), (vec![false; 3], 1_000), (vec![], 1_000)] {
+    for (answers, expected) in
+        [(vec![true], 1), (vec![false, false, true], 1), (vec![false; 3], 1_000), (vec![], 1_000)]
+    {
         let mut a = index(0, now);
         let calls = Arc::new(AtomicU32::new(0));
         let counted = calls.clone();
         a.admit(mail(1, 7, 10), now).unwrap();
-        let announced = move |confirmed| drop(counted.fetch_add(if confirmed { 1 } else { 1_000 }, Ordering::Relaxed));
+        let announced =
+            move |confirmed| drop(counted.fetch_add(if confirmed { 1 } else { 1_000 }, Ordering::Relaxed));
         assert!(a.stored(mail(1, 7, 10), Box::new(announced), now).is_ok());
         let (mut at, mut answers) = (now, answers.into_iter());
         while let Some(next) = a.next_poll(at).filter(|next| *next <= now + ANNOUNCE_DEADLINE * 2) {
@@ -188,7 +191,8 @@ fn a_box_with_mail_is_read_every_hour_by_one_node() {
 fn two_hundred_thousand_users_fit_into_10_megabytes() {
     let now = Instant::now();
     let boxes = NonZeroU32::new(1_024).unwrap();
-    let limits = MailLimits { sender_messages: u32::MAX, sender_rate: 100_000, sender_burst: u32::MAX, ..LIMITS };
+    let limits =
+        MailLimits { sender_messages: u32::MAX, sender_rate: 100_000, sender_burst: u32::MAX, ..LIMITS };
     let mut index = Index::new(node(0), Life(1), boxes, limits, now);
     for user in 0..200_000 {
         store_hashed(&mut index, user, now);

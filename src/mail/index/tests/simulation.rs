@@ -19,14 +19,30 @@ const USERS: u64 = 12;
 
 #[derive(Debug, Clone)]
 enum Act {
-    Deposit { node: usize, user: u64, stored: bool },
+    Deposit {
+        node: usize,
+        user: u64,
+        stored: bool,
+    },
     /// A reading of the user's box that finds everything, and takes so many of the user's mails.
-    Read { node: usize, user: u64, takes: usize },
-    LinkLost { node: usize },
+    Read {
+        node: usize,
+        user: u64,
+        takes: usize,
+    },
+    LinkLost {
+        node: usize,
+    },
     /// Time passes; each publish meets this fate in turn.
-    Pass { millis: u64, fates: Vec<Fate> },
+    Pass {
+        millis: u64,
+        fates: Vec<Fate>,
+    },
     /// Gossip that is under way arrives.
-    Arrive { node: usize, which: usize },
+    Arrive {
+        node: usize,
+        which: usize,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -141,7 +157,10 @@ impl World {
                     *count -= 1;
                     self.nodes[node].taken(mail(user, 100 + user, 10), self.now);
                     let left = *count;
-                    assert!(self.nodes[node].waiting(UserKey(user)).count >= left, "a reader never counts too low");
+                    assert!(
+                        self.nodes[node].waiting(UserKey(user)).count >= left,
+                        "a reader never counts too low"
+                    );
                 }
             }
             Act::LinkLost { node } => {
@@ -162,7 +181,7 @@ impl World {
     fn quiet(&mut self) {
         for _ in 0..5 {
             // Longer than deposits are logged: what a reading may not have seen counts twice until then.
-            self.pass(7_000, &[Fate::Confirmed]);
+            self.pass(12_000, &[Fate::Confirmed]);
             for node in 0..NODES {
                 for gossip in std::mem::take(&mut self.under_way[node]) {
                     self.nodes[node].receive(gossip, self.now);
