@@ -1,4 +1,4 @@
-//! Gossip: what nodes tell each other about who is where, as JSON on the wire.
+//! Gossip: the messages by which nodes share their sets of users and channels, as JSON.
 //!
 //! Nodes of different versions share a cluster during an upgrade: unknown types and fields are ignored, new
 //! fields have defaults, and `v` changes only when that is not enough.
@@ -33,14 +33,14 @@ pub enum GossipError {
 pub enum Gossip {
     Delta(Delta),
     Heartbeat(Heartbeat),
-    /// "I am here with a new incarnation and an empty set, at seq 0; tell me your heartbeats."
+    /// The sender starts a new incarnation with an empty set at seq 0, and asks for heartbeats.
     Hello(Identity),
     SnapshotRequest(SnapshotRequest),
     Snapshot(Snapshot),
-    /// "I leave, and this incarnation will not come back."
+    /// The sender leaves, and this incarnation will not come back.
     Bye(Identity),
     Dead(Dead),
-    /// What a newer version says to its like.
+    /// A message of a newer version.
     #[serde(other)]
     Unknown,
 }
@@ -64,7 +64,7 @@ pub struct Delta {
     pub left: Vec<Key>,
 }
 
-/// "I live, and this is what you should have of me by now."
+/// The sender is alive. Peers compare their replica of its set with the fingerprint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
     pub node: NodeId,
@@ -87,7 +87,7 @@ impl Heartbeat {
     }
 }
 
-/// What a node says about itself, for people to look at.
+/// What a node reports about itself, for operators.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Info {
@@ -104,10 +104,10 @@ pub struct Info {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotRequest {
-    /// Who asks.
+    /// The node that asks.
     pub node: NodeId,
     pub incarnation: Incarnation,
-    /// Whose set is asked for.
+    /// The node whose set is asked for.
     pub of: NodeId,
 }
 
@@ -124,7 +124,7 @@ pub struct Snapshot {
     pub keys: Vec<Key>,
 }
 
-/// "What I sent to that node came back: its queue is gone."
+/// A publish to `node` was returned to `by`: its queue is gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dead {
     pub node: NodeId,

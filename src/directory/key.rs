@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::ids::{ChannelName, UserId};
 
-/// What a user or a channel is called in gossip. The same on every node and in every version.
+/// The name of a user or a channel in gossip. The same on every node and in every version.
 ///
 /// Two ids with one hash would share their entries; that costs a `not_here` receipt and nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -34,7 +34,8 @@ impl Key {
     }
 }
 
-/// Number and digest of a set of keys. Equal fingerprints mean equal sets, as far as anybody will ever see.
+/// Number and digest of a set of keys. Equal fingerprints mean equal sets, up to a
+/// collision of 64-bit sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Fingerprint {
     pub count: u64,

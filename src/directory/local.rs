@@ -1,4 +1,4 @@
-//! This node's own keys, and what of them the others have been told.
+//! This node's own keys, and which of them have been published.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::gossip::DELTA_KEYS_MAX;
 use super::key::{Fingerprint, Key, KeyHash, KeySet};
 
-/// A change waits this long for others to share a delta with.
+/// A change waits this long so that several changes share a delta.
 pub const BATCH_WAIT: Duration = Duration::from_millis(20);
 
 /// The keys of one delta.
@@ -78,7 +78,7 @@ impl Local {
         }
         if self.pending.is_empty() {
             self.due = None;
-            // A storm of joins leaves a large table behind.
+            // A burst of joins leaves a large table.
             self.pending.shrink_to(DELTA_KEYS_MAX);
         }
         Some(cut)

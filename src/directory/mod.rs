@@ -1,11 +1,11 @@
-//! Who is where: each node's replica of which users and channels the other nodes have.
+//! Which node holds which users and channels: each node's replica of the key sets of all other nodes.
 //!
-//! Every node tells all the others which keys it has, over the control exchange. The directory is a hint and
-//! never the truth: a wrong entry costs a `not_here` receipt and a look into the mailbox, never a message.
+//! Every node publishes its keys over the control exchange. The directory is a hint and never the truth: a wrong entry
+//! costs a `not_here` receipt and a read of the user's box, never a message.
 //!
-//! Reading order: `key` and `gossip` are the words; `local` (own keys), `replica` (a copy of a peer's) and
-//! `peers` (who lives) are joined in `state`, a pure machine whose timers are in `schedule`; `service` is the
-//! task that lets it run over a [`Bus`].
+//! Reading order: `key` and `gossip` are the data types; `local` (own keys), `replica` (of one peer's keys) and `peers`
+//! (live nodes and tombstones) are joined in `state`, a pure state machine whose timers are in `schedule`; `service` is
+//! the task that runs it over a [`Bus`].
 
 mod gossip;
 mod key;
@@ -41,11 +41,11 @@ use crate::ids::{Incarnation, NodeId};
 /// error in the log: a loss that goes unnoticed costs its pending messages their deadline.
 const MEMBERSHIP_CAPACITY: usize = 256;
 
-/// What the router must know about the cluster as it happens.
+/// Changes of the cluster that the router acts on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Membership {
     Up(NodeId),
-    /// What is pending for this incarnation will not be answered. An `Up` of the same node may follow.
+    /// Messages pending for this incarnation will not be answered. An `Up` of the same node may follow.
     Lost(NodeId, Incarnation),
     /// Another process uses this node's id: messages reach either or both. A mistake in the configuration.
     Conflict,
@@ -59,9 +59,9 @@ pub struct PeerInfo {
     pub incarnation: Option<Incarnation>,
     /// What the node last said about itself.
     pub info: Info,
-    /// Users and channels in its copy here.
+    /// Users and channels in its replica here.
     pub keys: usize,
-    /// Whether that copy is known to be right.
+    /// Whether that replica is known to be right.
     pub synced: bool,
     /// How long ago the node was last heard.
     pub silent_for: Duration,
@@ -163,8 +163,8 @@ impl Directory {
         }
     }
 
-    /// Whether every copy is known to be right and the control exchange has been heard since the link came up.
-    /// Until then more lookups than usual come back empty.
+    /// Whether every replica is known to be right and the control exchange has been heard since the link came up.
+    /// Until then more lookups than usual find no node.
     pub fn synced(&self) -> bool {
         let state = self.read();
         state.control_read_to.is_some() && state.peers.iter().all(|(_, peer)| peer.replica.synced())
@@ -196,11 +196,6 @@ impl Directory {
     pub fn set_load(&self, sessions: u64, users: u64) {
         let info = &mut self.write().own.info;
         (info.sessions, info.users) = (sessions, users);
-    }
-
-    /// The routing strategy, for the others to show.
-    pub fn set_strategy(&self, strategy: &str) {
-        self.write().own.info.strategy = strategy.to_owned();
     }
 
     /// The others are told at once. They go on sending: the sessions are still here.

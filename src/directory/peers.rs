@@ -1,4 +1,4 @@
-//! Who is in the cluster: live peers with the copies of their sets, and the graves of those that are gone.
+//! Who is in the cluster: live peers with the replicas of their sets, and tombstones of those that are gone.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -8,20 +8,20 @@ use super::gossip::Info;
 use super::replica::{Replica, REPAIR_RETRY};
 use crate::ids::{Incarnation, NodeId};
 
-/// An incarnation that was declared dead stays so for this long, whatever it says. Its queue is gone, so it
-/// cannot be reached even if its process still talks; but the finder may have been wrong (a broker in a cluster
-/// routes by bindings that may lag), so a heartbeat after this time is believed. So is one of an older
-/// incarnation: no heartbeat is that late, but a node that moved to a host whose clock is behind begins with one.
+/// For this long after an incarnation was declared dead, its heartbeats are ignored: its queue is gone, so it cannot be
+/// reached even if its process still publishes. A heartbeat after this time is accepted, because the node that reported
+/// the death may have been wrong (in a broker cluster the bindings may lag). The same holds for a heartbeat of an older
+/// incarnation: no heartbeat is that late, but a node that moved to a host whose clock is behind starts with one.
 pub const DEATH_HOLDS: Duration = Duration::from_secs(10);
-/// A grave is kept as long as anything that its node published might still arrive.
-const GRAVE_KEPT: Duration = Duration::from_secs(600);
+/// A tombstone is kept for as long as a message that its node published may still arrive.
+const TOMBSTONE_KEPT: Duration = Duration::from_secs(600);
 
 /// Why a peer was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
     /// It said goodbye.
     Bye,
-    /// What was sent to it came back, here or at another node.
+    /// A publish to it was returned, here or at another node.
     Unroutable,
     /// It missed its heartbeats.
     Silent,
@@ -50,11 +50,11 @@ pub struct Peer {
 }
 
 #[derive(Debug)]
-struct Grave {
+struct Tombstone {
     /// The highest incarnation that is dead.
     incarnation: Incarnation,
     since: Duration,
-    /// False after mere silence: the node may have been paused, or we were deaf.
+    /// False after silence alone: the node may have been paused, or this node did not receive.
     certain: bool,
 }
 
@@ -65,14 +65,14 @@ pub enum Proof {
     Beginning,
     /// It was alive when it sent this, on purpose to say so.
     Alive,
-    /// Nothing more than that it once sent this.
+    /// It sent this at some time, and may be dead since.
     Sent,
 }
 
 /// What became of the sender of a message.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// It is dead, or superseded: its message is to be ignored.
+    /// It is dead or superseded: its message is ignored.
     Refused,
     Known,
     /// It was not live before. `after`: the incarnation of the same node that it takes the place of.
@@ -85,7 +85,7 @@ pub enum Admission {
 pub struct Peers {
     /// Sorted, since the order of the ids is the ring in which nodes probe each other.
     live: BTreeMap<NodeId, Peer>,
-    graves: HashMap<NodeId, Grave>,
+    tombstones: HashMap<NodeId, Tombstone>,
 }
 
 impl Peers {
@@ -111,8 +111,8 @@ impl Peers {
         self.live.range::<NodeId, _>(after).next().or_else(|| self.live.first_key_value())
     }
 
-    /// Takes note that `node` sent something as `incarnation`. The merge rules between incarnations are here:
-    /// the newer one replaces the older, and the dead stay dead.
+    /// Notes that `node` sent a message as `incarnation`. The merge rules between incarnations are here: the newer one
+    /// replaces the older, and a dead one stays dead while [`DEATH_HOLDS`].
     pub fn admit(
         &mut self,
         node: &NodeId,
@@ -132,30 +132,30 @@ impl Peers {
                 return Admission::Known;
             }
             after = Some(known);
-        } else if let Some(grave) = self.graves.get(node) {
-            if incarnation <= grave.incarnation {
-                let doomed = grave.certain || incarnation < grave.incarnation;
-                let held = doomed && now < grave.since + DEATH_HOLDS;
+        } else if let Some(tombstone) = self.tombstones.get(node) {
+            if incarnation <= tombstone.incarnation {
+                let is_dead = tombstone.certain || incarnation < tombstone.incarnation;
+                let held = is_dead && now < tombstone.since + DEATH_HOLDS;
                 if proof == Proof::Sent || held {
                     return Admission::Refused;
                 }
-                // Back from the dead: what it told meanwhile was not heard.
+                // The node was alive after all. The deltas that it published meanwhile were ignored here.
                 replica.doubt(now);
             }
         }
         if proof == Proof::Sent {
-            // Its beginning went unheard, and other things may have as well.
+            // Its hello was missed here, and deltas may have been missed as well.
             replica.doubt(now + REPAIR_RETRY);
         }
-        self.graves.remove(node);
+        self.tombstones.remove(node);
         let peer = Peer { replica, last_heard: now, info: Info::default(), served_at: None };
         self.live.insert(node.clone(), peer);
         Admission::New { after }
     }
 
-    /// Drops `node` if its incarnation is not newer than the one that is said to be gone, and sees to it that
-    /// nothing late brings it back. Answers which incarnation was live.
-    pub fn bury(
+    /// Drops `node` unless it is live with an incarnation newer than `incarnation`, and leaves a tombstone so that a late
+    /// message does not bring it back. Returns the incarnation that was live.
+    pub fn mark_dead(
         &mut self,
         node: &NodeId,
         incarnation: Incarnation,
@@ -167,12 +167,12 @@ impl Peers {
             return None;
         }
         self.live.remove(node);
-        match self.graves.get_mut(node) {
-            Some(grave) if grave.incarnation > incarnation => {}
-            // A certain death is not made younger by hearing of it again, or it could last for ever.
-            Some(grave) if grave.incarnation == incarnation && (grave.certain || !certain) => {}
+        match self.tombstones.get_mut(node) {
+            Some(tombstone) if tombstone.incarnation > incarnation => {}
+            // A second report does not renew the tombstone of a certain death, or repeated reports could keep it for ever.
+            Some(tombstone) if tombstone.incarnation == incarnation && (tombstone.certain || !certain) => {}
             _ => {
-                self.graves.insert(node.clone(), Grave { incarnation, since: now, certain });
+                self.tombstones.insert(node.clone(), Tombstone { incarnation, since: now, certain });
             }
         }
         live
@@ -187,7 +187,7 @@ impl Peers {
             .collect()
     }
 
-    pub fn forget_old_graves(&mut self, now: Duration) {
-        self.graves.retain(|_, grave| now < grave.since + GRAVE_KEPT);
+    pub fn forget_old_tombstones(&mut self, now: Duration) {
+        self.tombstones.retain(|_, tombstone| now < tombstone.since + TOMBSTONE_KEPT);
     }
 }

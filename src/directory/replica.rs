@@ -1,6 +1,6 @@
-//! The copy of one peer's set: merging its deltas, comparing it with heartbeats, repairing it by snapshots.
+//! The replica of one peer's set: merging its deltas, comparing it with heartbeats, repairing it by snapshots.
 //!
-//! A copy that may be wrong still serves as a hint while it is being repaired.
+//! A replica that may be wrong still serves as a hint while it is being repaired.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,7 +23,7 @@ pub struct Replica {
     keys: KeySet,
     /// When the last snapshot was asked for.
     asked_at: Option<Duration>,
-    /// `None` while the copy is known to be right.
+    /// `None` while the replica is known to be right.
     repair: Option<Repair>,
 }
 
@@ -48,7 +48,7 @@ struct Assembly {
 }
 
 impl Replica {
-    /// A node that just began has told nothing: its empty set at seq 0 is known to be right.
+    /// A new node has published no delta: its empty set at seq 0 is known to be right.
     pub fn new(incarnation: Incarnation) -> Self {
         Self { incarnation, seq: 0, keys: KeySet::default(), asked_at: None, repair: None }
     }
@@ -74,7 +74,7 @@ impl Replica {
         (self.seq, self.keys.fingerprint())
     }
 
-    /// The copy may be wrong. The peer's next heartbeat settles it; failing that, a snapshot is asked for at
+    /// The replica may be wrong. The peer's next heartbeat settles it; failing that, a snapshot is asked for at
     /// `ask_at`.
     pub fn doubt(&mut self, ask_at: Duration) {
         // No two requests in less than the retry time, whatever gives rise to them.

@@ -68,7 +68,7 @@ impl Schedule {
         self.forget_askers();
     }
 
-    /// They will ask our next incarnation.
+    /// The peers will ask the next incarnation of this node.
     pub fn forget_askers(&mut self) {
         self.askers.clear();
         self.outgoing.clear();
@@ -181,10 +181,10 @@ impl State {
         self.schedule.burst_at = now + BURST_EVERY;
     }
 
-    /// What is done twice a second.
+    /// The periodic work of each [`ROUND_EVERY`].
     fn round(&mut self, incarnation: Incarnation, now: Duration) {
-        // Silence is measured up to the moment to which the control queue has been read, not up to now: while
-        // we were paused, or our own queue lags, the others only seem to be silent.
+        // Silence is measured up to the moment to which the control queue has been read, not up to now: after a pause of
+        // this process, or while its queue lags, the others only seem to be silent.
         if let Some(since) = self.control_read_to.and_then(|read_to| read_to.checked_sub(SILENCE_MAX)) {
             for (node, silent) in self.peers.silent_since(since) {
                 self.drop_peer(&node, silent, Reason::Silent, now);
@@ -204,7 +204,7 @@ impl State {
             None => (self.own.node.clone(), incarnation),
         };
         self.effects.push(Effect::Probe { node: probe.0, incarnation: probe.1 });
-        self.peers.forget_old_graves(now);
+        self.peers.forget_old_tombstones(now);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The task that lets the directory run: it keeps the timers, follows the link and carries out effects.
+//! The directory's task: it keeps the timers, follows the link and carries out effects.
 
 use std::collections::VecDeque;
 
@@ -15,14 +15,14 @@ use crate::ids::{Incarnation, NodeId};
 
 /// AMQP `type` of gossip, on whichever exchange it comes.
 pub const GOSSIP_KIND: &str = "gossip";
-/// AMQP `type` of a probe. It has no body and asks for nothing: that it was routed is the answer.
+/// AMQP `type` of a probe. It has no body and needs no reply: that the broker routed it proves the queue's existence.
 pub const PROBE_KIND: &str = "probe";
 /// Notices that wait for room in the membership channel; see there.
 pub(super) const NOTICES_KEPT: usize = 4_096;
 /// All gossip has one order key: a heartbeat must not overtake the deltas that it counts.
 const ORDER_KEY: u64 = 0xd12e_c702;
 
-/// Dropping it ends the service: this node falls silent.
+/// Dropping it ends the service: this node publishes no more gossip.
 #[derive(Debug)]
 pub struct ServiceHandle(JoinHandle<()>);
 
@@ -74,7 +74,7 @@ impl Service {
                             permit.send(notice);
                         }
                     }
-                    // Nobody wants to know any more; the directory is of use all the same.
+                    // The receiver is gone; the directory works without it.
                     Err(_) => self.notices.clear(),
                 },
             }
@@ -98,7 +98,7 @@ impl Service {
         match effect {
             Effect::Publish(gossip) => {
                 if let Some(publish) = to_all(&gossip) {
-                    self.directory.shared.bus.publish(publish, Box::new(unless_confirmed));
+                    self.directory.shared.bus.publish(publish, Box::new(log_if_unconfirmed));
                 }
             }
             Effect::SendTo { nodes, gossip } => {
@@ -134,7 +134,7 @@ impl Service {
         self.send(publish, [(node, incarnation)].into_iter().collect());
     }
 
-    /// Publishes directly. A return says that none of the nodes has a queue.
+    /// Publishes directly. A return (`basic.return`) says that none of the nodes has a queue.
     fn send(&self, publish: Publish, nodes: Recipients) {
         let directory = self.directory.clone();
         let done = move |outcome| {
@@ -143,7 +143,7 @@ impl Service {
                     directory.returned(&node, Some(incarnation));
                 }
             } else {
-                unless_confirmed(outcome);
+                log_if_unconfirmed(outcome);
             }
         };
         self.directory.shared.bus.publish(publish, Box::new(done));
@@ -152,14 +152,14 @@ impl Service {
     fn tell(&mut self, notice: Membership) {
         if self.notices.len() == NOTICES_KEPT {
             let dropped = self.notices.pop_front();
-            tracing::error!(?dropped, "the router does not read who is in the cluster");
+            tracing::error!(?dropped, "the router does not read membership notices; one was dropped");
         }
         self.notices.push_back(notice);
     }
 }
 
-/// Lost gossip mends itself: the next heartbeat shows the gap.
-fn unless_confirmed(outcome: Outcome) {
+/// Lost gossip is repaired without the sender: the next heartbeat shows the gap.
+fn log_if_unconfirmed(outcome: Outcome) {
     if outcome != Outcome::Confirmed {
         tracing::debug!(?outcome, "gossip was not confirmed");
     }

@@ -1,4 +1,4 @@
-//! The directory as a pure state machine: what is heard and what time it is go in, effects come out.
+//! The directory as a pure state machine: gossip and the time go in, effects come out.
 //!
 //! Time is the duration since the machine was made, so that a simulation can make it up.
 
@@ -26,9 +26,9 @@ pub type Recipients = SmallVec<[(NodeId, Incarnation); 2]>;
 /// What the machine wants done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    /// Tell every node.
+    /// Publish to every node.
     Publish(Gossip),
-    /// Tell these nodes directly.
+    /// Send to these nodes directly.
     SendTo {
         nodes: Recipients,
         gossip: Gossip,
@@ -46,7 +46,7 @@ pub enum Effect {
         incarnation: Incarnation,
         reason: Reason,
     },
-    /// Another process uses our node id.
+    /// Another process uses this node's id.
     Conflict {
         incarnation: Incarnation,
     },
@@ -64,7 +64,7 @@ pub(super) struct Own {
     pub publishing: bool,
     /// The new incarnation has not been announced yet.
     pub hello_due: bool,
-    /// We said goodbye; nothing may be said after it.
+    /// The farewell was published; no gossip may follow it.
     pub left: bool,
     pub info: Info,
     /// The last foreign incarnation under our node id, and whether it was reported.
@@ -114,7 +114,8 @@ impl State {
 
     // ---- the own link ----
 
-    /// The node's queues exist anew: what was published meanwhile is lost to us, and so is what we had told.
+    /// The node's queues were declared anew: gossip published meanwhile is lost here, and the peers start over with this
+    /// node's set.
     pub fn link_up(&mut self, incarnation: Incarnation, now: Duration) {
         self.own.incarnation = Some(incarnation);
         self.own.incarnations.push_back(incarnation);
@@ -126,13 +127,13 @@ impl State {
         self.schedule.begin_anew(now);
         self.control_read_to = None;
         for (_, peer) in self.peers.iter_mut() {
-            // All answer our hello with a heartbeat, and that tells whether anything was missed at all.
+            // Each peer answers the hello with a heartbeat, which shows whether deltas were missed.
             peer.replica.doubt(now + REPAIR_RETRY);
             peer.last_heard = now;
         }
     }
 
-    /// The copies stay as hints; nobody is dropped while we cannot hear.
+    /// The replicas stay as hints. No peer is dropped while this node receives no gossip.
     pub fn link_down(&mut self) {
         self.own.incarnation = None;
         self.own.publishing = false;
@@ -166,12 +167,12 @@ impl State {
         Some(Gossip::Bye(Identity { node: self.own.node.clone(), incarnation: incarnation? }))
     }
 
-    // ---- what is heard ----
+    // ---- gossip from other nodes ----
 
     pub fn receive(&mut self, gossip: Gossip, now: Duration) {
         match gossip {
             Gossip::Unknown => {}
-            // These two are about somebody; the rest prove that their sender lives.
+            // These two name a node that is gone; all others prove that their sender lives.
             Gossip::Dead(Dead { node, incarnation, .. }) => {
                 self.drop_peer(&node, incarnation, Reason::Unroutable, now);
             }
@@ -243,7 +244,7 @@ impl State {
 
     // ---- in common ----
 
-    /// Whether the message of this sender is to be looked at.
+    /// Whether the message of this sender is to be processed.
     fn admit(&mut self, node: &NodeId, incarnation: Incarnation, proof: Proof, now: Duration) -> bool {
         if *node == self.own.node {
             self.mirror(incarnation);
@@ -263,7 +264,7 @@ impl State {
         }
     }
 
-    /// Something was said in our name.
+    /// Gossip arrived under this node's own id.
     fn mirror(&mut self, incarnation: Incarnation) {
         let Some(&newest) = self.own.incarnations.back() else { return };
         if self.own.incarnations.contains(&incarnation) {
@@ -273,7 +274,8 @@ impl State {
             Some((foreign, reported)) if foreign == incarnation => (true, reported),
             _ => (false, false),
         };
-        // An older one may be the last word of the process whose place we took; if it goes on, it is alive.
+        // A single message of an older incarnation may be the last one of the process that this one replaced. A second one
+        // shows that it is alive.
         let report = !reported && (incarnation > newest || again);
         self.own.foreign = Some((incarnation, reported || report));
         if report {
@@ -292,7 +294,7 @@ impl State {
         if *node == self.own.node {
             return false;
         }
-        let lost = self.peers.bury(node, incarnation, reason != Reason::Silent, now);
+        let lost = self.peers.mark_dead(node, incarnation, reason != Reason::Silent, now);
         if let Some(incarnation) = lost {
             self.effects.push(Effect::NodeLost { node: node.clone(), incarnation, reason });
         }

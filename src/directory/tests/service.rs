@@ -128,15 +128,11 @@ async fn nodes_find_each_others_keys() {
     soon("the key is gone", || a.directory.nodes_of(key(1)).is_empty()).await;
 
     b.directory.set_load(5, 3);
-    b.directory.set_strategy("directory");
     b.directory.set_draining();
     soon("b describes itself", || a.directory.peers()[0].info.draining).await;
     let peers = a.directory.peers();
     assert_eq!((peers.len(), peers[0].info.sessions, peers[0].info.users), (1, 5, 3));
-    assert_eq!(
-        (peers[0].info.version.as_str(), peers[0].info.strategy.as_str()),
-        (env!("CARGO_PKG_VERSION"), "directory")
-    );
+    assert_eq!(peers[0].info.version, env!("CARGO_PKG_VERSION"));
     assert_eq!(peers[0].incarnation, a.directory.incarnation_of(&node("b")));
     assert!(a.directory.is_live(&node("b")) && !a.directory.is_live(&node("x")));
     assert_eq!(a.directory.this_node().keys, 1);
