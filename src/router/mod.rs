@@ -1,6 +1,7 @@
 //! The router: takes a message from any door, finds who holds its target, and settles it.
 
 pub mod ask;
+mod presence;
 pub mod strategy;
 
 use std::sync::Arc;
@@ -41,6 +42,7 @@ pub struct Router {
     link: watch::Receiver<Link>,
     receipts: ReceiptSender,
     asks: ask::Asks,
+    presence: presence::Presence,
 }
 
 /// What a router is put together from.
@@ -66,6 +68,7 @@ impl Router {
             link: bus.link(),
             life: Life::generate(),
             asks: ask::Asks::new(),
+            presence: presence::Presence::new(),
             settings,
             hub,
             directory,
@@ -90,14 +93,20 @@ impl Router {
         self.link.borrow().ready()
     }
 
+    /// The user has one more session here. See [`presence::Presence`] for the order of locks.
     pub fn open_session(&self, user: &UserId, session: Local) {
-        self.hub.register(user, session, || {
+        let _presence = self.presence.lock(user);
+        if self.hub.register(user, session) {
             self.directory.join(Key::user(user));
-        });
+        }
     }
 
+    /// The user's session has ended.
     pub fn close_session(&self, user: &UserId, counter: u64) {
-        self.hub.unregister(user, counter, || self.directory.leave(Key::user(user)));
+        let _presence = self.presence.lock(user);
+        if self.hub.unregister(user, counter) {
+            self.directory.leave(Key::user(user));
+        }
     }
 
     pub fn accept(self: &Arc<Self>, _message: Message, settle: Settle) {
