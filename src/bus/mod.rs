@@ -20,6 +20,7 @@ use crate::ids::{Incarnation, NodeId, UserKey};
 
 mod answer;
 mod boxes;
+mod marker;
 pub mod memory;
 pub mod rabbit;
 
@@ -45,8 +46,10 @@ pub enum Destination {
     Ingress(String),
     /// `warren.dead`: for a person to look at.
     Dead,
-    /// One queue by its name: a backend's reply queue.
+    /// One queue by its name: a backend's reply queue. Never one of ours.
     Queue(String),
+    /// A box that is there; [`Bus::deposit`] makes it as well.
+    Box(BoxNumber),
 }
 
 /// The standard properties of an AMQP message (basic class, AMQP 0-9-1 section 1.8.3), and flat text headers.
@@ -246,7 +249,11 @@ pub trait Bus: Send + Sync + 'static {
     fn deposit(&self, to: BoxNumber, properties: Properties, body: Bytes, done: Done);
 
     /// Reads a box, for these users: the first round begins at once. See [`BoxReader`].
-    fn attach_box(&self, number: BoxNumber, users: Vec<UserKey>) -> BoxFuture<'static, Result<Attach, BoxError>>;
+    fn attach_box(
+        &self,
+        number: BoxNumber,
+        users: Vec<UserKey>,
+    ) -> BoxFuture<'static, Result<Attach, BoxError>>;
 
     /// How many boxes there are.
     fn boxes(&self) -> BoxSettings;

@@ -44,6 +44,8 @@ pub struct Config {
     pub origins: Origins,
     pub workers: usize,
     pub max_sessions: usize,
+    /// For each worker.
+    pub unauthenticated_max: usize,
     pub max_message_bytes: usize,
     pub outbox_bytes: usize,
     /// `None` = unlimited.
@@ -128,6 +130,7 @@ impl Config {
             origins: origins(&mut from),
             workers: workers(&mut from),
             max_sessions: from.count("MAX_SESSIONS"),
+            unauthenticated_max: from.count("UNAUTHENTICATED_MAX"),
             max_message_bytes: from.count("MAX_MESSAGE_BYTES"),
             outbox_bytes: from.count("OUTBOX_BYTES"),
             message_rate: message_rate(&mut from),

@@ -21,9 +21,9 @@ use crate::http::upgrade::answer_bearer;
 use crate::http::{answer, Gate};
 use crate::ids::{MessageId, SessionId, UserId};
 use crate::metrics::Door;
-use crate::protocol::client::{PublishRequest, BATCH_MAX};
+use crate::protocol::publish::{PublishRequest, BATCH_MAX};
 use crate::protocol::message::{Message, Sender, Settlement};
-use crate::protocol::server::Settled;
+use crate::protocol::reply::Settled;
 use crate::router::ask::Found;
 
 /// Longest body of `POST /v1/messages`, in bytes.

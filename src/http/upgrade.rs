@@ -16,6 +16,7 @@ use crate::auth::{AuthError, Identity, Verifier};
 use crate::error::{Code, Error};
 use crate::http::{answer, Gate};
 use crate::lifecycle::Phase;
+use crate::protocol::Codec;
 use crate::protocol::wire::handshake::{self, Accepted};
 use crate::session::Admission;
 
@@ -156,7 +157,13 @@ async fn hand_over(
     // Copied, since these few bytes would keep all of hyper's read buffer alive.
     let early = parts.read_buf.to_vec();
     drop(parts.read_buf);
-    let admission = Admission { stream: parts.io.into_inner(), early, identity, acknowledges };
+    let admission = Admission {
+        stream: parts.io.into_inner(),
+        early,
+        identity,
+        acknowledges,
+        codec: Codec::WarrenV1,
+    };
     // A worker that has ended needs no more sockets.
     let _ = admissions.send(admission).await;
 }

@@ -206,6 +206,7 @@ impl Node {
             verifier: gate.verifier.clone(),
             metrics: gate.metrics.clone(),
             sessions_max: gate.max_sessions,
+            unauthenticated_max: config.unauthenticated_max,
             message_bytes_max: u32::try_from(config.max_message_bytes).unwrap_or(u32::MAX),
             outbox_bytes_max: config.outbox_bytes,
             publish_rate: config.message_rate,

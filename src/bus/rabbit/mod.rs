@@ -6,6 +6,7 @@
 //! any error of a connection, channel or consumer tears the whole connection down, and it is built anew.
 
 mod ack_tracker;
+mod boxes;
 mod connection;
 mod consumer;
 mod consuming;
@@ -14,7 +15,6 @@ mod declare;
 mod definitions;
 mod gather;
 mod ingress;
-mod mail;
 mod publisher;
 mod publishing;
 mod returns;
@@ -30,13 +30,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::{
-    Bus, Destination, Done, Inboxes, Lane, Link, MailboxError, MailboxLimits, Opened, Outcome, Properties,
-    Publish, Publishing,
+    Attach, BoxError, BoxNumber, BoxSettings, Bus, Destination, Done, Inboxes, Lane, Link, Outcome,
+    Properties, Publish, Publishing,
 };
 use crate::bus::answer::Answer;
-use crate::ids::{Incarnation, NodeId, UserId};
+use crate::ids::{Incarnation, NodeId, UserKey};
+use boxes::Boxes;
 use consuming::InboxSenders;
-use mail::Mail;
 use publisher::LaneInbox;
 
 pub use connection::check_url;
@@ -44,14 +44,19 @@ pub use definitions::definitions;
 pub use topology::Topology;
 
 /// A directive for the log: the client library logs returned messages whole, payload included, and takes for
-/// errors what is none here, such as a mailbox that does not exist.
+/// errors what is none here, such as a box that does not exist.
 pub const QUIET: &str = "lapin=off";
 /// A link that lived this long starts over with short waits when it is lost.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// Channels for messages; a publish's order key chooses one.
 const BULK_LANES: usize = 2;
-/// One more for urgent publishes, and one for deposits, which wait for the broker's disk.
-const LANES: usize = BULK_LANES + 2;
+/// One more for urgent publishes.
+const URGENT_LANE: usize = BULK_LANES;
+/// One more for deposits, which wait for the broker's disk.
+const DEPOSIT_LANE: usize = BULK_LANES + 1;
+/// One more for answers to backends and dead letters.
+const REPLY_LANE: usize = BULK_LANES + 2;
+const LANES: usize = BULK_LANES + 3;
 
 #[derive(Debug, Clone)]
 pub struct RabbitSettings {
@@ -63,7 +68,7 @@ pub struct RabbitSettings {
     pub quorum: bool,
     /// How many messages may wait in a node's own queue before the oldest are dropped.
     pub node_queue_max: u32,
-    pub mailbox: MailboxLimits,
+    pub boxes: BoxSettings,
 }
 
 impl RabbitSettings {
@@ -73,12 +78,12 @@ impl RabbitSettings {
             prefix: "warren".into(),
             quorum: false,
             node_queue_max: 100_000,
-            mailbox: MailboxLimits::default(),
+            boxes: BoxSettings::default(),
         }
     }
 
     pub fn topology(&self) -> Topology {
-        Topology::new(&self.prefix, self.quorum, self.node_queue_max, self.mailbox)
+        Topology::new(&self.prefix, self.quorum, self.node_queue_max, self.boxes)
             .with_account(connection::account(&self.urls))
     }
 }
@@ -114,12 +119,12 @@ pub struct RabbitBus {
     link: watch::Sender<Link>,
     leave: watch::Sender<bool>,
     stop_ingress: watch::Sender<bool>,
-    /// The bulk lanes, then the urgent one, then that of deposits.
+    /// The bulk lanes, then the others by their numbers.
     lanes: Vec<LaneInbox>,
     account: Option<String>,
-    mail: Mail,
+    boxes: Boxes,
     /// Every task of the bus; they end with it.
-    tasks: Arc<Mutex<JoinSet<()>>>,
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl RabbitBus {
@@ -147,16 +152,18 @@ impl RabbitBus {
         let (leave, stop_ingress) = (watch::Sender::new(false), watch::Sender::new(false));
         tasks.spawn(consuming::supervise(shared.clone(), senders, leave.subscribe()));
         tasks.spawn(ingress::supervise(shared.clone(), ingress_sender, stop_ingress.subscribe()));
-        let tasks = Arc::new(Mutex::new(tasks));
-        let deposits = lanes[LANES - 1].clone();
-        let mail = Mail::start(&shared, deposits, tasks.clone());
-        let bus = Self { link, leave, stop_ingress, lanes, account, mail, tasks };
+        let boxes = Boxes::start(&shared, lanes[DEPOSIT_LANE].clone(), &mut tasks);
+        let bus = Self { link, leave, stop_ingress, lanes, account, boxes, tasks: Mutex::new(tasks) };
         (Arc::new(bus), Inboxes { node, control, ingress: ingress_inbox })
     }
 
     fn lane(&self, publish: &Publish) -> &LaneInbox {
-        let urgent = publish.lane == Lane::Urgent || publish.to == Destination::Control;
-        let index = if urgent { BULK_LANES } else { (publish.order_key % BULK_LANES as u64) as usize };
+        let index = match (&publish.to, publish.lane) {
+            (Destination::Box(_), _) => DEPOSIT_LANE,
+            (Destination::Control, _) | (_, Lane::Urgent) => URGENT_LANE,
+            (_, Lane::Reply) => REPLY_LANE,
+            (_, Lane::Bulk) => (publish.order_key % BULK_LANES as u64) as usize,
+        };
         &self.lanes[index]
     }
 }
@@ -182,16 +189,20 @@ impl Bus for RabbitBus {
         self.stop_ingress.send_replace(true);
     }
 
-    fn deposit(&self, user: &UserId, properties: Properties, body: Bytes, done: Done) {
-        self.mail.deposit(user, properties, body, Answer::new(done));
+    fn deposit(&self, to: BoxNumber, properties: Properties, body: Bytes, done: Done) {
+        self.boxes.deposit(to, properties, body, Answer::new(done));
     }
 
-    fn open_mailbox(&self, user: &UserId) -> BoxFuture<'static, Result<Opened, MailboxError>> {
-        self.mail.clone().open(user.clone()).boxed()
+    fn attach_box(
+        &self,
+        number: BoxNumber,
+        users: Vec<UserKey>,
+    ) -> BoxFuture<'static, Result<Attach, BoxError>> {
+        self.boxes.clone().attach(number, users).boxed()
     }
 
-    fn mailbox_depth(&self, user: &UserId) -> BoxFuture<'static, Result<u64, MailboxError>> {
-        self.mail.clone().depth(user.clone()).boxed()
+    fn boxes(&self) -> BoxSettings {
+        self.boxes.settings()
     }
 
     fn leave(&self) {
@@ -201,7 +212,7 @@ impl Bus for RabbitBus {
 
     fn close(&self) {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
-        self.mail.close();
+        self.boxes.close();
         self.link.send_replace(Link::default());
     }
 }

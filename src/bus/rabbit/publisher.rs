@@ -3,7 +3,7 @@
 //! A channel must not be shared between tasks: the client library would attribute confirms to the wrong
 //! publishes. The task outlives connections; between two of them it answers whatever it is handed.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -55,10 +55,15 @@ impl LaneInbox {
 
     /// Never waits: a publish that the window does not admit is answered at once.
     pub fn offer(&self, publish: Publish, answer: Answer) {
+        self.offer_since(publish, answer, Instant::now());
+    }
+
+    /// The same for a publish that was accepted a while ago: its deadline counts from then.
+    pub fn offer_since(&self, publish: Publish, answer: Answer, accepted: Instant) {
         let Ok(window) = self.window.clone().try_acquire_many_owned(units(&publish.body)) else {
             return answer.give(Outcome::Overloaded);
         };
-        let job = Job { publish, answer, accepted: Instant::now(), window };
+        let job = Job { publish, answer, accepted, window };
         // The window is not wider than the inbox, so that only a closed one refuses: dropping answers.
         drop(self.jobs.try_send(job));
     }
@@ -120,8 +125,8 @@ struct Flight<F> {
     link: LaneChannel,
     sequence: u64,
     pending: HashMap<u64, Pending>,
-    /// When to give up, oldest first; entries of answered publishes are skipped.
-    deadlines: VecDeque<(Instant, u64)>,
+    /// When to give up, soonest first; entries of answered publishes are skipped.
+    deadlines: BTreeSet<(Instant, u64)>,
     returns: Returns,
     confirms: FuturesUnordered<F>,
     start: fn(Channel, u64, Outgoing, Bytes) -> F,
@@ -150,7 +155,7 @@ impl Flight<()> {
             link,
             sequence: 0,
             pending: HashMap::new(),
-            deadlines: VecDeque::new(),
+            deadlines: BTreeSet::new(),
             returns: Returns::default(),
             confirms: FuturesUnordered::new(),
             start: send,
@@ -222,7 +227,7 @@ impl<F: std::future::Future<Output = Confirmed>> Flight<F> {
         let mandatory = out.mandatory;
         self.returns.sent(sequence);
         // The answer is due before the promised deadline, however late the tick comes.
-        self.deadlines.push_back((job.accepted + PUBLISH_DEADLINE - 3 * TICK, sequence));
+        self.deadlines.insert((job.accepted + PUBLISH_DEADLINE - 3 * TICK, sequence));
         self.pending.insert(sequence, Pending { answer: Some(job.answer), mandatory, _window: job.window });
         self.confirms.push((self.start)(self.link.channel.clone(), sequence, out, job.publish.body));
     }
@@ -258,8 +263,8 @@ impl<F: std::future::Future<Output = Confirmed>> Flight<F> {
     }
 
     fn expire(&mut self, now: Instant) {
-        while self.deadlines.front().is_some_and(|(deadline, _)| *deadline <= now) {
-            if let Some((_, sequence)) = self.deadlines.pop_front() {
+        while self.deadlines.first().is_some_and(|(deadline, _)| *deadline <= now) {
+            if let Some((_, sequence)) = self.deadlines.pop_first() {
                 if let Some(pending) = self.pending.get_mut(&sequence) {
                     // The entry stays and keeps its share of the window until the broker speaks.
                     pending.answer = None;

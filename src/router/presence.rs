@@ -1,0 +1,31 @@
+//! The outermost lock: keeps the directory in step with the hub for one user or channel.
+
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+const SHARDS: usize = 64;
+
+/// The first session of a user joins the directory and the last one leaves it; a `leave` that overtook the `join` of a
+/// session that opened meanwhile would hide the user from the cluster. So the change in the hub and the change in the
+/// directory are made under one of these locks.
+///
+/// Lock order: presence shard, then hub shard, then directory state. Each inner lock is released before the next is
+/// taken, and nothing else is called while a presence shard is held. So no caller may hold another lock of the gateway
+/// when it takes one of these.
+#[derive(Debug)]
+pub(super) struct Presence {
+    shards: Box<[Mutex<()>]>,
+    hasher: RandomState,
+}
+
+impl Presence {
+    pub(super) fn new() -> Self {
+        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
+    }
+
+    /// Locks the shard of a user id or a channel name.
+    pub(super) fn lock(&self, name: &impl Hash) -> MutexGuard<'_, ()> {
+        let at = self.hasher.hash_one(name) as usize % SHARDS;
+        self.shards[at].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
