@@ -201,7 +201,6 @@ impl Router {
             self.paths.find(&target).map(|_| self.paths.step_only(&target, Event::SessionsGone, Instant::now(), self))
         };
         stepped.into_iter().for_each(|cell| self.paths.execute_of(cell, self));
-        }
     }
 
     // ---- what this node answers for ----

@@ -133,9 +133,6 @@ impl PathTable {
         slots.iter().map(|(_, cell)| cell.clone()).collect()
     }
 
-    pub fn len(&self) -> usize {
-        self.slots.read().unwrap_or_else(PoisonError::into_inner).len()
-    }
 
     /// Steps the path of a target, which is made if there is none.
     pub fn step(&self, target: &Target, event: Event, now: Instant, router: &(impl World + Execute)) {
