@@ -107,6 +107,7 @@ pub const KEYS: &[Key] = &[
     number("WORKERS", [0, 0, 64], "threads", "threads that serve sockets; 0 = one for each core"),
     number("MAX_SESSIONS", [100_000, 1, 10_000_000], "sessions", "of this node; more are refused with 503"),
     number("UNAUTHENTICATED_MAX", [2048, 1, 65_536], "sessions", "of one thread that have not sent their `auth` frame; more are closed with 4100"),
+    number("CHANNELS_PER_SESSION", [128, 1, 65_536], "channels", "that one session may subscribe to"),
     number("MAX_MESSAGE_BYTES", [65_536, 1024, 1_048_576], "bytes", "longest frame or HTTP body of a publisher"),
     number("OUTBOX_BYTES", [262_144, 1024, 67_108_864], "bytes", "queued for a socket that does not read; more closes it with 4102"),
     number("MESSAGE_RATE", [100, 0, 1_000_000], "1/s", "publishes of one session; 0 = unlimited"),

@@ -46,6 +46,7 @@ pub struct Config {
     pub max_sessions: usize,
     /// For each worker.
     pub unauthenticated_max: usize,
+    pub channels_per_session: usize,
     pub max_message_bytes: usize,
     pub outbox_bytes: usize,
     /// `None` = unlimited.
@@ -131,6 +132,7 @@ impl Config {
             workers: workers(&mut from),
             max_sessions: from.count("MAX_SESSIONS"),
             unauthenticated_max: from.count("UNAUTHENTICATED_MAX"),
+            channels_per_session: from.count("CHANNELS_PER_SESSION"),
             max_message_bytes: from.count("MAX_MESSAGE_BYTES"),
             outbox_bytes: from.count("OUTBOX_BYTES"),
             message_rate: message_rate(&mut from),

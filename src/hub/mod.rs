@@ -7,6 +7,7 @@
 //! Locks: each shard's mutex is held for the time of one table access. While it is held the hub takes no other lock and
 //! calls nothing.
 
+mod channels;
 mod tally;
 
 use std::collections::HashMap;
@@ -17,10 +18,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use smallvec::SmallVec;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
-use crate::ids::UserId;
+use crate::ids::{ChannelName, UserId};
 use crate::protocol::close::CloseCode;
 use crate::protocol::message::Rendered;
 
+use channels::Channels;
 pub use tally::{Tally, TallyView};
 
 /// Commands waiting for one worker.
@@ -45,6 +47,8 @@ pub enum Command {
     Deliver { counters: Counters, message: Arc<Rendered>, tally: Tally },
     /// A message for every session.
     Broadcast { message: Arc<Rendered> },
+    /// A message for every session that subscribes to a channel, but for one: that of a publisher who wants no echo.
+    Channel { channel: ChannelName, message: Arc<Rendered>, except: Option<u64> },
     /// Every session is told that it may have missed messages.
     Gap { reason: &'static str },
     /// Close these sessions; the tally counts those that were there.
@@ -69,6 +73,7 @@ pub struct Hub {
     shards: Box<[Mutex<Shard>]>,
     hasher: std::collections::hash_map::RandomState,
     workers: Box<[mpsc::Sender<Command>]>,
+    channels: Channels,
     sessions: AtomicUsize,
     users: AtomicUsize,
 }
@@ -81,6 +86,7 @@ impl Hub {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: Default::default(),
             workers: senders.into(),
+            channels: Channels::new(),
             sessions: AtomicUsize::new(0),
             users: AtomicUsize::new(0),
         };
@@ -181,15 +187,53 @@ impl Hub {
         self.reserve(self.sessions_of(user).iter().map(|session| session.counter).collect())
     }
 
-    /// Hands a message to everybody who is connected.
+    /// Hands a message to every session of this node.
     pub fn deliver_all(&self, message: &Arc<Rendered>) -> Result<(), Full> {
-        let permits = (0..self.workers.len())
-            .map(|worker| self.permit(worker))
-            .collect::<Result<SmallVec<[_; 8]>, _>>()?;
+        self.tell_workers(0..self.workers.len(), || Command::Broadcast { message: message.clone() })
+    }
+
+    /// Hands a message to the subscribers of a channel on this node, except the session with the counter `except`.
+    pub fn deliver_channel(
+        &self,
+        channel: &ChannelName,
+        message: &Arc<Rendered>,
+        except: Option<u64>,
+    ) -> Result<(), Full> {
+        let workers = self.channels.workers(channel);
+        let command = || Command::Channel { channel: channel.clone(), message: message.clone(), except };
+        self.tell_workers(workers.into_iter(), command)
+    }
+
+    /// One command to each of these workers: all of them get it, or none.
+    fn tell_workers(
+        &self,
+        workers: impl Iterator<Item = usize>,
+        command: impl Fn() -> Command,
+    ) -> Result<(), Full> {
+        let permits =
+            workers.map(|worker| self.permit(worker)).collect::<Result<SmallVec<[_; 8]>, _>>()?;
         for permit in permits.into_iter().flatten() {
-            permit.send(Command::Broadcast { message: message.clone() });
+            permit.send(command());
         }
         Ok(())
+    }
+
+    /// A session of this worker subscribes to a channel. `true`: the first subscriber on this node. See
+    /// [`Hub::register`] for the order of calls.
+    #[must_use]
+    pub fn subscribe(&self, channel: &ChannelName, worker: usize) -> bool {
+        self.channels.add(channel, worker)
+    }
+
+    /// The inverse of [`Hub::subscribe`]. `true`: it was the last subscriber on this node.
+    #[must_use]
+    pub fn unsubscribe(&self, channel: &ChannelName, worker: usize) -> bool {
+        self.channels.remove(channel, worker)
+    }
+
+    /// How many sessions of this node subscribe to a channel.
+    pub fn subscribers(&self, channel: &ChannelName) -> usize {
+        self.channels.sessions(channel)
     }
 
     /// `None`: the worker has ended, and its sessions with it. That must not stop the others.

@@ -207,6 +207,7 @@ impl Node {
             metrics: gate.metrics.clone(),
             sessions_max: gate.max_sessions,
             unauthenticated_max: config.unauthenticated_max,
+            channels_max: config.channels_per_session,
             message_bytes_max: u32::try_from(config.max_message_bytes).unwrap_or(u32::MAX),
             outbox_bytes_max: config.outbox_bytes,
             publish_rate: config.message_rate,

@@ -14,6 +14,7 @@ pub mod wire;
 
 use bytes::Bytes;
 
+use crate::ids::ChannelName;
 use close::CloseCode;
 use message::Message;
 use reply::{Reply, Welcome};
@@ -61,6 +62,13 @@ impl Codec {
     pub fn gap(self, reason: &'static str) -> Bytes {
         match self {
             Codec::WarrenV1 => wire::text_frame(&warren_v1::reply::gap(reason)),
+        }
+    }
+
+    /// The gateway took the session out of a channel.
+    pub fn unsubscribed(self, channel: &ChannelName, reason: &'static str) -> Bytes {
+        match self {
+            Codec::WarrenV1 => wire::text_frame(&warren_v1::reply::unsubscribed(channel, reason)),
         }
     }
 

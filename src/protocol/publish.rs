@@ -84,8 +84,12 @@ pub struct FieldError {
 }
 
 impl FieldError {
-    pub fn missing(field: &'static str) -> Self {
-        Self { field, problem: "is missing".into() }
+    pub(super) fn new(field: &'static str, problem: String) -> Self {
+        Self { field, problem }
+    }
+
+    pub(super) fn missing(field: &'static str) -> Self {
+        Self::new(field, "is missing".into())
     }
 
     pub(super) fn unreadable(field: &'static str, error: &serde_json::Error) -> Self {

@@ -41,10 +41,14 @@ pub struct Limits {
 /// The answer to a request.
 #[derive(Debug)]
 pub enum Reply<'a> {
-    /// Nothing more to say than yes: `ping`, `refresh`.
+    /// Nothing more to say than yes: `ping`, `refresh`, `unsubscribe`.
     Ok,
     /// The fate of a publish.
     Settled(Settled<'a>),
+    /// The session gets the messages of a channel that has so many subscribers.
+    Subscribed {
+        count: u64,
+    },
     Error(&'a Error),
 }
 

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use crate::error::Error;
+use crate::ids::ChannelName;
 use crate::protocol::publish::PublishRequest;
 
 /// Most message ids in one acknowledgement: a client has at most 64 unacknowledged messages at a time, and may repeat
@@ -33,5 +34,7 @@ pub enum RequestBody<'a> {
     Auth(Cow<'a, str>),
     /// A new token in place of one that expires.
     Refresh(Cow<'a, str>),
+    Subscribe(ChannelName),
+    Unsubscribe(ChannelName),
     Ping,
 }

@@ -171,7 +171,7 @@ mod tests {
     fn the_window_is_kept_in_order_and_the_rest_is_told() {
         let tallies = Tallies::new();
         let mut window = AckWindow::new(WINDOW * FRAME.len());
-        let mut admit = |window: &mut AckWindow, n| window.admit(&FRAME, &id(n), tallies.of(n), 0);
+        let admit = |window: &mut AckWindow, n| window.admit(&FRAME, &id(n), tallies.of(n), 0);
         for n in 0..WINDOW {
             assert_eq!(admit(&mut window, n), Admit::Send);
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use crate::hub::{Command, Counters};
+use crate::ids::ChannelName;
 use crate::protocol::message::Rendered;
 use crate::protocol::Codec;
 use crate::session::drain::Drain;
@@ -15,12 +16,23 @@ use crate::session::worker::WorkerState;
 
 /// Commands carried out together, so that frames for one socket share a system call.
 pub(super) const BATCH_MAX: usize = 256;
-/// Broadcasts in a row are written as one block up to this size, in bytes.
+/// Messages in a row for everyone, or for one channel, are written as one block up to this size, in bytes.
 const BLOCK_BYTES_MAX: usize = 64 * 1024;
 
-/// Broadcasts that follow each other, to be written to each socket as one block of frames.
+/// The sessions that get a block.
+#[derive(Default, PartialEq, Eq)]
+enum Audience {
+    #[default]
+    Everyone,
+    Channel(ChannelName),
+}
+
+/// Messages for one audience that follow each other, to be written to each socket as one block of frames.
 #[derive(Default)]
 struct Block {
+    audience: Audience,
+    /// The session of a publisher that wants no echo; such a message is a block of its own.
+    except: Option<u64>,
     messages: Vec<Arc<Rendered>>,
     /// About; a frame differs from codec to codec.
     bytes: usize,
@@ -54,15 +66,13 @@ impl WorkerState {
         for command in batch.drain(..) {
             match command {
                 Command::Broadcast { message } => {
-                    let bytes = message.message().bytes();
-                    if block.bytes + bytes > BLOCK_BYTES_MAX {
-                        self.send_block(&mut block, now);
-                    }
-                    block.bytes += bytes;
-                    block.messages.push(message);
+                    self.add_to_block(&mut block, Audience::Everyone, message, None, now);
+                }
+                Command::Channel { channel, message, except } => {
+                    self.add_to_block(&mut block, Audience::Channel(channel), message, except, now);
                 }
                 other => {
-                    // Order: earlier broadcasts are written before this one's frames.
+                    // Order: the block came before this command.
                     self.send_block(&mut block, now);
                     self.execute_one(other, gather, &mut touched, now);
                 }
@@ -89,9 +99,7 @@ impl WorkerState {
                     touched.extend(gather.then_some(session));
                 }
             }
-            Command::Broadcast { message } => {
-                self.send_block(&mut Block { messages: vec![message], bytes: 0 }, now);
-            }
+            Command::Broadcast { .. } | Command::Channel { .. } => {}
             Command::Gap { reason } => {
                 for (_, session) in self.sessions.borrow().iter().filter(|(_, session)| session.is_open()) {
                     session.send(&session.codec.gap(reason), None, now);
@@ -115,14 +123,43 @@ impl WorkerState {
         found.filter(|session| session.is_open())
     }
 
+    fn add_to_block(
+        &self,
+        block: &mut Block,
+        audience: Audience,
+        message: Arc<Rendered>,
+        except: Option<u64>,
+        now: u32,
+    ) {
+        let bytes = message.message().bytes();
+        let is_another = block.audience != audience || block.except != except;
+        if is_another || block.bytes + bytes > BLOCK_BYTES_MAX {
+            self.send_block(block, now);
+            (block.audience, block.except) = (audience, except);
+        }
+        block.bytes += bytes;
+        block.messages.push(message);
+    }
+
+    /// Writes the block and leaves an empty one for the same audience.
     fn send_block(&self, block: &mut Block, now: u32) {
-        if block.messages.is_empty() {
+        let messages = std::mem::take(&mut block.messages);
+        block.bytes = 0;
+        if messages.is_empty() {
             return;
         }
-        let Block { messages, .. } = std::mem::take(block);
         let pieces = Pieces::default();
-        for (_, session) in self.sessions.borrow().iter().filter(|(_, session)| session.is_open()) {
-            session.send(pieces.of(&messages, session.codec), None, now);
+        let send = |session: &Rc<Session>| session.send(pieces.of(&messages, session.codec), None, now);
+        match &block.audience {
+            Audience::Everyone => {
+                let sessions = self.sessions.borrow();
+                sessions.iter().map(|(_, session)| session).filter(|session| session.is_open()).for_each(send);
+            }
+            Audience::Channel(channel) => {
+                let subscriptions = self.subscriptions.borrow();
+                let others = subscriptions.of(channel).filter(|session| Some(session.counter) != block.except);
+                others.for_each(send);
+            }
         }
     }
 }

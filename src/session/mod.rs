@@ -5,6 +5,7 @@
 //! - `task.rs`: reads one socket and writes its queued frames.
 //! - `state.rs`: the state of one session; every frame to its client goes through it.
 //! - `requests.rs`: the requests of a client; `replies.rs`: the fates of its publishes, on the way back.
+//! - `subscriptions.rs`: which of the worker's sessions get the messages of a channel.
 //! - `socket.rs`: the bounded queue of frames to a socket; `acks.rs`: the messages that the client has yet to
 //!   acknowledge.
 //! - `limiter.rs`: how many requests a client may make.
@@ -18,6 +19,7 @@ mod replies;
 mod requests;
 mod socket;
 mod state;
+mod subscriptions;
 mod sweep;
 mod task;
 pub mod worker;
@@ -41,6 +43,8 @@ pub struct SessionSettings {
     pub sessions_max: usize,
     /// Sessions of one worker that have no user yet. Overflow policy: the newest is closed with 4100.
     pub unauthenticated_max: usize,
+    /// Channels of one session. Overflow policy: `bad_request`.
+    pub channels_max: usize,
     pub message_bytes_max: u32,
     /// Bytes queued for a socket that the client does not read, behind the frame that is being written; and bytes of a
     /// client that acknowledges: unacknowledged ones, and again those that wait. Overflow policy: the socket is closed

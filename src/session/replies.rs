@@ -1,5 +1,5 @@
-//! The fates of published messages on their way back to the sessions that await them: written in batches, so that
-//! replies for one socket share a system call.
+//! The replies of the router on their way back to the sessions that await them: written in batches, so that replies for
+//! one socket share a system call.
 
 use std::rc::Rc;
 
@@ -16,30 +16,36 @@ use crate::session::worker::WorkerState;
 /// Replies written together.
 pub(super) const BATCH_MAX: usize = 256;
 
-/// The fate of a publish, for the session that awaits it.
+/// The reply to a request that the router carries out, for the session that awaits it.
 #[derive(Debug)]
-pub(super) struct PublishReply {
+pub(super) struct LateReply {
     awaited: Awaited,
-    settlement: Settlement,
+    fate: Fate,
 }
 
-/// A publish that has no reply yet.
+/// A request that has no reply yet.
 #[derive(Debug)]
 pub(super) struct Awaited {
     pub(super) counter: u64,
     pub(super) request: Option<String>,
-    pub(super) message: MessageId,
+}
+
+/// What came of a request.
+#[derive(Debug)]
+pub(super) enum Fate {
+    Settled(MessageId, Settlement),
+    Subscribed { count: u64 },
 }
 
 /// Takes replies from any thread. Overflow policy: a publish for whose reply no room is left is refused with
 /// `overloaded`.
-pub(super) struct Replies(mpsc::Sender<PublishReply>);
+pub(super) struct Replies(mpsc::Sender<LateReply>);
 
 /// Room for one reply.
-pub(super) struct ReplyPermit(mpsc::OwnedPermit<PublishReply>);
+pub(super) struct ReplyPermit(mpsc::OwnedPermit<LateReply>);
 
 impl Replies {
-    pub(super) fn new(max: usize) -> (Self, mpsc::Receiver<PublishReply>) {
+    pub(super) fn new(max: usize) -> (Self, mpsc::Receiver<LateReply>) {
         let (replies, queue) = mpsc::channel(max);
         (Self(replies), queue)
     }
@@ -51,20 +57,25 @@ impl Replies {
 }
 
 impl ReplyPermit {
-    pub(super) fn reply(self, awaited: Awaited, settlement: Settlement) {
-        self.0.send(PublishReply { awaited, settlement });
+    pub(super) fn reply(self, awaited: Awaited, fate: Fate) {
+        self.0.send(LateReply { awaited, fate });
     }
 }
 
 /// Writes replies to the sessions that still exist.
-pub(super) fn write(worker: &WorkerState, batch: &mut Vec<PublishReply>) {
+pub(super) fn write(worker: &WorkerState, batch: &mut Vec<LateReply>) {
     let now = worker.now();
     let mut touched: Vec<Rc<Session>> = Vec::with_capacity(batch.len());
-    for PublishReply { awaited, settlement } in batch.drain(..) {
-        worker.settings.metrics.settled(Door::Session, settlement.outcome());
+    for LateReply { awaited, fate } in batch.drain(..) {
+        if let Fate::Settled(_, settlement) = &fate {
+            worker.settings.metrics.settled(Door::Session, settlement.outcome());
+        }
         let Some(session) = worker.find(awaited.counter) else { continue };
         session.in_flight.set(session.in_flight.get() - 1);
-        let reply = Reply::Settled(Settled::new(&awaited.message, &settlement));
+        let reply = match &fate {
+            Fate::Settled(message, settlement) => Reply::Settled(Settled::new(message, settlement)),
+            Fate::Subscribed { count } => Reply::Subscribed { count: *count },
+        };
         session.push(&session.codec.reply(awaited.request.as_deref(), &reply), None, now);
         touched.push(session);
     }

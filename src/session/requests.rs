@@ -12,7 +12,7 @@ use crate::protocol::publish::PublishRequest;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Refusal, Request, RequestBody};
 use crate::session::limiter::REFUSALS;
-use crate::session::replies::Awaited;
+use crate::session::replies::{Awaited, Fate};
 use crate::session::state::{Phase, Session};
 use crate::session::worker::WorkerState;
 
@@ -96,6 +96,8 @@ fn carry_out(worker: &Rc<WorkerState>, session: &Rc<Session>, request: Request<'
     match request.body {
         RequestBody::Publish(publish) => publish_from(worker, session, id, publish)?,
         RequestBody::Ping => session.reply(id, &Reply::Ok, worker.now()),
+        RequestBody::Subscribe(channel) => worker.subscribe(session, id, &channel)?,
+        RequestBody::Unsubscribe(channel) => worker.on_unsubscribe(session, id, &channel),
         RequestBody::Refresh(token) => refresh(worker, session, id, &token)?,
         RequestBody::Auth(_) => {
             return Err(Error::bad_request("auth: this session is authenticated already"));
@@ -135,6 +137,7 @@ fn refresh(
         return Err(refused());
     }
     *session.identity.borrow_mut() = Some(Rc::new(identity));
+    worker.leave_forbidden_channels(session);
     session.reply(id, &Reply::Ok, worker.now());
     Ok(())
 }
@@ -161,9 +164,10 @@ fn publish_from(
     }
     let permit = worker.replies.reserve()?;
     session.in_flight.set(session.in_flight.get() + 1);
-    let awaited =
-        Awaited { counter: session.counter, request: id.map(str::to_owned), message: message.id.clone() };
+    let awaited = Awaited { counter: session.counter, request: id.map(str::to_owned) };
+    let message_id = message.id.clone();
     // The router settles within its deadlines, also when the session has ended.
-    worker.router.accept(message, Box::new(move |settlement| permit.reply(awaited, settlement)));
+    let settle = move |settlement| permit.reply(awaited, Fate::Settled(message_id, settlement));
+    worker.router.accept(message, Box::new(settle));
     Ok(())
 }

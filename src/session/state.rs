@@ -17,6 +17,7 @@ use crate::session::acks::{AckWindow, Admit};
 use crate::session::deadlines::Unfinished;
 use crate::session::limiter::Bucket;
 use crate::session::socket::{Sent, Socket};
+use crate::session::subscriptions::OwnChannels;
 
 /// How long a closing session may take to flush its last frames, and to read the acknowledgements and the close frame
 /// that are on their way from the client.
@@ -47,6 +48,8 @@ pub(super) struct Session {
     pub(super) waker: RefCell<Option<Waker>>,
     /// Only of a client that acknowledges.
     pub(super) acks: RefCell<Option<Box<AckWindow>>>,
+    /// `None` while the session subscribes to nothing.
+    pub(super) channels: RefCell<Option<Box<OwnChannels>>>,
     pub(super) pinged_at: Cell<u32>,
     /// A ping was sent, and no byte has come since.
     pub(super) awaits_pong: Cell<bool>,
@@ -56,7 +59,7 @@ pub(super) struct Session {
     pub(super) requests: Cell<Bucket>,
     /// Requests that the rate limit may still refuse before the session is closed.
     pub(super) refusals: Cell<Bucket>,
-    /// Publishes that have no reply yet.
+    /// Publishes and subscriptions that have no reply yet.
     pub(super) in_flight: Cell<u32>,
     /// 1006 is for a connection that ended without a close frame (RFC 6455 section 7.4.1).
     pub(super) close_code: Cell<u16>,
@@ -90,6 +93,7 @@ impl Session {
                 let window = AckWindow::new(opening.outbox_bytes_max as usize);
                 Box::new(window)
             })),
+            channels: RefCell::new(None),
             pinged_at: Cell::new(opening.pinged_at),
             awaits_pong: Cell::new(false),
             owes_pong: Cell::new(false),

@@ -19,9 +19,10 @@ use crate::session::deadlines::Intervals;
 use crate::session::delivery;
 use crate::session::drain::Drain;
 use crate::session::limiter::Pace;
-use crate::session::replies::{self, PublishReply, Replies};
+use crate::session::replies::{self, LateReply, Replies};
 use crate::session::socket::Socket;
 use crate::session::state::{Opening, Phase, Session};
+use crate::session::subscriptions::Subscriptions;
 use crate::session::sweep;
 use crate::session::task::{on_bytes, SessionTask};
 use crate::session::{Admission, SessionSettings};
@@ -42,6 +43,7 @@ pub(super) struct WorkerState {
     pub(super) router: Arc<Router>,
     pub(super) replies: Replies,
     pub(super) sessions: RefCell<Slab<Rc<Session>>>,
+    pub(super) subscriptions: RefCell<Subscriptions>,
     /// How many of the sessions have no user.
     unauthenticated: Cell<usize>,
     pub(super) scratch: RefCell<Box<[u8]>>,
@@ -60,7 +62,7 @@ pub struct Worker {
     state: Rc<WorkerState>,
     commands: Commands,
     admissions: mpsc::Receiver<Admission>,
-    replies: mpsc::Receiver<PublishReply>,
+    replies: mpsc::Receiver<LateReply>,
 }
 
 impl Worker {
@@ -85,6 +87,7 @@ impl Worker {
             router,
             replies,
             sessions: RefCell::default(),
+            subscriptions: RefCell::default(),
             unauthenticated: Cell::new(0),
             scratch: RefCell::new(vec![0; SCRATCH_BYTES].into()),
             sequence: Cell::new(rand::random_range(0..SEQUENCE_START_MAX)),
@@ -128,6 +131,11 @@ impl Worker {
 }
 
 impl WorkerState {
+    /// The worker's number among those of the node.
+    pub(super) fn index(&self) -> usize {
+        self.index as usize
+    }
+
     /// Milliseconds since the worker began. Wraps; see [`crate::session::deadlines`].
     pub(super) fn now(&self) -> u32 {
         self.uptime_ms() as u32
@@ -210,6 +218,7 @@ impl WorkerState {
     pub(super) fn remove(&self, session: &Session) {
         session.phase.set(Phase::Ended);
         session.release_pending();
+        self.unsubscribe_from_all(session);
         match session.identity() {
             Some(identity) => {
                 self.router.close_session(&identity.user, session.counter);

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::ids::ChannelName;
 use crate::protocol::close::{CloseCode, Reconnect};
 use crate::protocol::message::{Form, Message};
 use crate::protocol::reply::{Reply, Welcome};
@@ -71,6 +72,11 @@ pub fn reply(id: Option<&str>, reply: &Reply) -> Vec<u8> {
             out.push(b',');
             out.extend_from_slice(&body[1..]);
         }
+        Reply::Subscribed { count } => {
+            out.extend_from_slice(br#","outcome":"ok","count":"#);
+            json(count, &mut out);
+            out.push(b'}');
+        }
         Reply::Error(error) => {
             out.extend_from_slice(b",\"error\":");
             json(error, &mut out);
@@ -103,6 +109,18 @@ pub fn disconnect(close: CloseCode, after_ms: u32) -> Vec<u8> {
 /// Messages may have been missed: the application should reload its state. `reason` must need no escapes.
 pub fn gap(reason: &'static str) -> Vec<u8> {
     format!(r#"{{"type":"gap","reason":"{reason}"}}"#).into_bytes()
+}
+
+/// The gateway took the session out of a channel.
+pub fn unsubscribed(channel: &ChannelName, reason: &'static str) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Unsubscribed<'a> {
+        channel: &'a ChannelName,
+        reason: &'static str,
+    }
+    let mut out = Vec::with_capacity(96);
+    json(&Typed { kind: "unsubscribed", body: &Unsubscribed { channel, reason } }, &mut out);
+    out
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::error::Error;
+use crate::ids::ChannelName;
 use crate::protocol::publish::{text, value, FieldError, PublishFields};
 use crate::protocol::request::{Refusal, Request, RequestBody, ACK_IDS_MAX};
 
@@ -37,6 +38,10 @@ struct Frame<'a> {
     ids: Option<&'a RawValue>,
     #[serde(borrow, default)]
     token: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    channel: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    presence: Option<&'a RawValue>,
 }
 
 /// Parses a text message. The refusal has the request id where one could be read.
@@ -77,6 +82,8 @@ fn read_body(frame: Frame<'_>) -> Result<RequestBody<'_>, Error> {
             .map(|ids| RequestBody::Ack(ids.0)),
         "auth" => required("token", frame.token).map(RequestBody::Auth),
         "refresh" => required("token", frame.token).map(RequestBody::Refresh),
+        "subscribe" => subscription(&frame).map(RequestBody::Subscribe),
+        "unsubscribe" => channel(&frame).map(RequestBody::Unsubscribe),
         "ping" => Ok(RequestBody::Ping),
         _ => return Err(Error::bad_request("type: not known to this version")),
     };
@@ -85,6 +92,19 @@ fn read_body(frame: Frame<'_>) -> Result<RequestBody<'_>, Error> {
 
 fn required<'a>(field: &'static str, json: Option<&'a RawValue>) -> Result<Cow<'a, str>, FieldError> {
     text(field, json.ok_or(FieldError::missing(field))?)
+}
+
+fn channel(frame: &Frame<'_>) -> Result<ChannelName, FieldError> {
+    let name = required("channel", frame.channel)?;
+    ChannelName::new(&name).map_err(|error| FieldError::new("channel", error.to_string()))
+}
+
+fn subscription(frame: &Frame<'_>) -> Result<ChannelName, FieldError> {
+    let presence = frame.presence.map(|presence| value::<bool>("presence", presence)).transpose()?;
+    match presence {
+        Some(true) => Err(FieldError::new("presence", "not part of this version".into())),
+        _ => channel(frame),
+    }
 }
 
 /// A list of ids that is given up as soon as it is too long.
@@ -151,6 +171,10 @@ mod tests {
             (r#"{"type":"publish","id":{},"to":"user.1"}"#, "id: "),
             (r#"{"type":"auth"}"#, "auth: token: is missing"),
             (r#"{"type":"auth","token":7}"#, "auth: token: invalid type"),
+            (r#"{"type":"subscribe"}"#, "subscribe: channel: is missing"),
+            (r#"{"type":"subscribe","channel":""}"#, "subscribe: channel: "),
+            (r#"{"type":"subscribe","channel":"x","presence":1}"#, "subscribe: presence: "),
+            (r#"{"type":"unsubscribe","channel":{}}"#, "unsubscribe: channel: "),
             (r#"{"type":"ack","ids":7}"#, "ack: ids: "),
             (r#"{"type":"ack","ids":[7]}"#, "ack: ids: "),
         ] {
