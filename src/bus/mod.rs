@@ -65,6 +65,9 @@ pub struct Properties {
     pub user_id: Option<String>,
     /// Only what is ours to read or to carry through; nested tables and binary values never get here.
     pub headers: SmallVec<[(String, String); 2]>,
+    /// Incoming only: some properties or the routing key could not be decoded, were dropped or replaced, and
+    /// this says which and why. Such a message is for the dead queue, whatever the rest of it says.
+    pub unreadable: Option<String>,
 }
 
 impl Properties {

@@ -44,6 +44,9 @@ pub async fn run(
 }
 
 fn read(delivery: &Delivery, message_bytes_max: usize) -> Result<Message, String> {
+    if let Some(why) = &delivery.properties.unreadable {
+        return Err(why.clone());
+    }
     if delivery.body.len() > message_bytes_max {
         return Err(format!("body: longer than {message_bytes_max} bytes"));
     }

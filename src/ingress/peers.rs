@@ -39,6 +39,7 @@ pub async fn run_node(
 pub async fn run_control(router: Arc<Router>, mut inbox: mpsc::Receiver<Delivery>) {
     while let Some(delivery) = inbox.recv().await {
         let heard = match delivery.properties.kind.as_deref() {
+            _ if delivery.properties.unreadable.is_some() => Err("its properties cannot be read".to_owned()),
             Some(kind::MAIL) => parse::<Mail>(&delivery.body)
                 .map(|mail| mail.users.iter().for_each(|user| router.mail_for(user))),
             _ => router.directory().on_gossip(&delivery.body).map_err(|error| error.to_string()),
@@ -60,6 +61,9 @@ async fn take(
     from_node: bool,
 ) -> Result<(), String> {
     let properties = &delivery.properties;
+    if let Some(why) = &properties.unreadable {
+        return Err(why.clone());
+    }
     let text = |error: EnvelopeError| error.to_string();
     match properties.kind.as_deref().filter(|_| from_node) {
         Some(kind::MESSAGE) => {

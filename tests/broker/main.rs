@@ -21,3 +21,4 @@ mod mailbox;
 mod memory_faults;
 mod reconnect;
 mod topology;
+mod unreadable;

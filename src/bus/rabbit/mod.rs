@@ -12,13 +12,17 @@ mod consuming;
 mod convert;
 mod declare;
 mod definitions;
+mod dial;
+mod filter;
 mod gather;
 mod ingress;
+mod lapin_defects;
 mod mail;
 mod publisher;
 mod publishing;
 mod returns;
 mod topology;
+mod url;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -39,9 +43,9 @@ use consuming::InboxSenders;
 use mail::Mail;
 use publisher::LaneInbox;
 
-pub use connection::check_url;
 pub use definitions::definitions;
 pub use topology::Topology;
+pub use url::{check_together, AmqpUrl};
 
 /// A directive for the log: the client library logs returned messages whole, payload included, and takes for
 /// errors what is none here, such as a mailbox that does not exist.
@@ -56,7 +60,7 @@ const LANES: usize = BULK_LANES + 2;
 #[derive(Debug, Clone)]
 pub struct RabbitSettings {
     /// Brokers of one cluster; each try picks one at random.
-    pub urls: Vec<String>,
+    pub urls: Vec<AmqpUrl>,
     /// First part of every exchange and queue name.
     pub prefix: String,
     /// Quorum queues instead of classic ones for what must survive the loss of a broker node.
@@ -67,7 +71,7 @@ pub struct RabbitSettings {
 }
 
 impl RabbitSettings {
-    pub fn new(urls: Vec<String>) -> Self {
+    pub fn new(urls: Vec<AmqpUrl>) -> Self {
         Self {
             urls,
             prefix: "warren".into(),
@@ -86,7 +90,7 @@ impl RabbitSettings {
 /// What the tasks of one bus have in common.
 #[derive(Clone)]
 struct Shared {
-    urls: Arc<[String]>,
+    urls: Arc<[AmqpUrl]>,
     topology: Topology,
     node: NodeId,
     link: watch::Sender<Link>,
