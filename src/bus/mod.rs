@@ -26,7 +26,8 @@ pub mod rabbit;
 pub use mailbox::{Ending, Mailbox, MailboxError, MailboxLimits, Opened};
 
 /// A publish that the broker has not confirmed by then is [`Outcome::Unavailable`].
-pub const PUBLISH_DEADLINE: Duration = Duration::from_secs(2);
+/// A node that cannot reach its broker says so within 2 s.
+pub const PUBLISH_DEADLINE: Duration = Duration::from_millis(1500);
 /// The same for a deposit, which may have to make the mailbox first.
 pub const DEPOSIT_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -191,6 +192,17 @@ pub struct Link {
     /// was in them are gone.
     pub incarnation: Option<Incarnation>,
     pub publishing: Publishing,
+    pub topology: TopologyState,
+}
+
+/// Whether the exchanges, queues and bindings that the node relies on are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TopologyState {
+    #[default]
+    Whole,
+    /// Something was missing at the last look, or a policy of the broker breaks a promise; the log says what. The
+    /// node makes again what it may, and works on as well as it can, but should get no new clients meanwhile.
+    Damaged,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -200,6 +212,9 @@ pub enum Publishing {
     Ready,
     /// The broker stopped taking messages (memory or disk alarm); deliveries go on.
     Blocked,
+    /// The connection is there, but the broker has not confirmed, or a probe has not come back, for
+    /// [`PUBLISH_DEADLINE`]. Publishes are refused until something comes.
+    Silent,
 }
 
 impl Link {

@@ -16,6 +16,7 @@ mod raw_amqp;
 mod relay;
 
 mod contract;
+mod healing;
 mod lapin_defects;
 mod mailbox;
 mod memory_faults;

@@ -119,7 +119,8 @@ fn properties_out(
     // Only ever the connection's own: the broker closes the channel of whoever names another.
     let to_nodes =
         matches!(publish.to, Destination::Broadcast | Destination::Control | Destination::Nodes(_));
-    if let Some(account) = account.filter(|_| to_nodes) {
+    let named = from.user_id.as_deref().is_some_and(|user| Some(user) == account);
+    if let Some(account) = account.filter(|_| to_nodes || named) {
         to = to.with_user_id(ShortString::try_new(account)?);
     }
     Ok(to)

@@ -72,7 +72,7 @@ async fn consume(
         within("basic.cancel", channel.basic_cancel(tag, BasicCancelOptions::default())).await
     };
     tokio::select! {
-        error = consumer::run(channel.clone(), consumer, PREFETCH, inbox.clone(), |_| Via::Ingress, left) => Err(error),
+        error = consumer::run(channel.clone(), consumer, PREFETCH, inbox.clone(), |_| Via::Ingress, |_| false, left) => Err(error),
         Err(error) = cancelling => Err(error),
     }
 }

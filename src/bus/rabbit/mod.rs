@@ -20,9 +20,12 @@ mod lapin_defects;
 mod mail;
 mod publisher;
 mod publishing;
+mod pulse;
 mod returns;
 mod topology;
+mod unanswered;
 mod url;
+mod verify;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -42,6 +45,7 @@ use crate::ids::{Incarnation, NodeId, UserId};
 use consuming::InboxSenders;
 use mail::Mail;
 use publisher::LaneInbox;
+use pulse::Pulse;
 
 pub use definitions::definitions;
 pub use topology::Topology;
@@ -94,6 +98,7 @@ struct Shared {
     topology: Topology,
     node: NodeId,
     link: watch::Sender<Link>,
+    pulse: Arc<Pulse>,
 }
 
 impl Shared {
@@ -131,15 +136,20 @@ impl RabbitBus {
     pub fn start(settings: RabbitSettings, node: NodeId) -> (Arc<Self>, Inboxes) {
         let link = watch::Sender::new(Link::default());
         let account = connection::account(&settings.urls);
-        let shared =
-            Shared { topology: settings.topology(), urls: settings.urls.into(), node, link: link.clone() };
+        let shared = Shared {
+            topology: settings.topology(),
+            urls: settings.urls.into(),
+            node,
+            link: link.clone(),
+            pulse: Arc::default(),
+        };
         let mut tasks = JoinSet::new();
         let mut lanes = Vec::new();
         let mut channels = Vec::new();
         for _ in 0..LANES {
             let (lane, inbox) = LaneInbox::new();
             let (channel, lane_channels) = watch::channel(None);
-            tasks.spawn(publisher::run_lane(shared.topology.clone(), inbox, lane_channels));
+            tasks.spawn(publisher::run_lane(shared.clone(), inbox, lane_channels));
             lanes.push(lane);
             channels.push(channel);
         }
@@ -149,7 +159,9 @@ impl RabbitBus {
         let (ingress_sender, ingress_inbox) = mpsc::channel(ingress::PREFETCH.into());
         let senders = InboxSenders { node: node_sender, control: control_sender };
         let (leave, stop_ingress) = (watch::Sender::new(false), watch::Sender::new(false));
-        tasks.spawn(consuming::supervise(shared.clone(), senders, leave.subscribe()));
+        let urgent: LaneInbox = lanes[BULK_LANES].clone();
+        tasks.spawn(pulse::supervise(shared.clone(), urgent.clone()));
+        tasks.spawn(consuming::supervise(shared.clone(), senders, urgent, leave.subscribe()));
         tasks.spawn(ingress::supervise(shared.clone(), ingress_sender, stop_ingress.subscribe()));
         let tasks = Arc::new(Mutex::new(tasks));
         let deposits = lanes[LANES - 1].clone();
