@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! tests/support/broker.sh /tmp/broker 25672 15672 25673 4370 &
-//! RUST_MIN_STACK=67108864 cargo run --release --example mailbox_cost -- \
+//! cargo run --release --example mailbox_cost -- \
 //!     amqp://guest:guest@127.0.0.1:25672 http://guest:guest@127.0.0.1:15672 10000
 //! ```
 //!
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{stream, StreamExt};
 use tokio::sync::oneshot;
-use warren::bus::rabbit::{RabbitBus, RabbitSettings};
+use warren::bus::rabbit::{AmqpUrl, RabbitBus, RabbitSettings};
 use warren::bus::{Bus, Ending, Opened, Outcome, Properties};
 use warren::ids::{NodeId, UserId};
 
@@ -86,7 +86,8 @@ async fn main() -> Result<(), AnyError> {
     };
     let count: usize = rest.first().map_or(Ok(10_000), |text| text.parse())?;
     let at_a_time: usize = rest.get(1).map_or(Ok(64), |text| text.parse())?;
-    let (bus, _inboxes) = RabbitBus::start(RabbitSettings::new(vec![amqp.clone()]), NodeId::new("cost")?);
+    let (bus, _inboxes) =
+        RabbitBus::start(RabbitSettings::new(vec![AmqpUrl::parse(&amqp)?]), NodeId::new("cost")?);
     let bus: Arc<dyn Bus> = bus;
     bus.link().wait_for(|link| link.ready()).await?;
     let users = (0..count).map(|n| UserId::new(&format!("user-{n}"))).collect::<Result<Vec<_>, _>>()?;

@@ -9,7 +9,7 @@ use tokio::signal::unix::{signal, Signal, SignalKind};
 use tracing_subscriber::EnvFilter;
 use warren::bus::rabbit;
 use warren::cli::{config_text, Cli, Command};
-use warren::config::{raise_thread_stack, Config, LogFormat};
+use warren::config::{Config, LogFormat};
 use warren::lifecycle::Phase;
 use warren::node::Node;
 
@@ -18,8 +18,6 @@ const CANNOT_START: u8 = 1;
 const BUS_THREADS_MAX: usize = 2;
 
 fn main() -> ExitCode {
-    // Before any thread exists: see there.
-    raise_thread_stack();
     let command = match Cli::try_parse() {
         Ok(cli) => cli.command(),
         Err(help) => {

@@ -14,13 +14,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use crate::bus::rabbit;
 use crate::ids::{NodeId, NODE_ID_BYTES_MAX};
 
+pub use crate::bus::rabbit::AmqpUrl;
 pub use keys::{markdown_table, Allowed, Key, KEYS, PREFIX};
 use reading::Reading;
-pub use values::{
-    AmqpUrl, Auth, Jwt, LogFormat, Origins, Prefix, PublicKey, QueueType, RateLimit, Routing, Secret,
-};
+pub use values::{Auth, Jwt, LogFormat, Origins, Prefix, PublicKey, QueueType, RateLimit, Routing, Secret};
 
 /// RFC 7518 section 3.2: a key of HS256 has at least the size of its hash.
 const JWT_SECRET_BYTES_MIN: usize = 32;
@@ -252,14 +252,23 @@ fn listen(from: &mut Reading, name: &str, auth: &Auth, port: u16) -> SocketAddr 
     from.parsed(name, |text| text.parse().ok()).unwrap_or_else(|| SocketAddr::from((ip, port)))
 }
 
+/// No mistake repeats any part of the list: what stands between two of its commas may be half a password.
 fn amqp_urls(from: &mut Reading) -> Vec<AmqpUrl> {
     let list = from.text("AMQP_URL").unwrap_or_default();
+    let texts: Vec<_> = list.split(',').map(str::trim).filter(|text| !text.is_empty()).collect();
     let mut urls = Vec::new();
-    for text in list.split(',').map(str::trim).filter(|text| !text.is_empty()) {
+    for (at, text) in texts.iter().enumerate() {
         match AmqpUrl::parse(text) {
             Ok(url) => urls.push(url),
-            Err(why) => from.mistake("AMQP_URL", Some(&values::redact(text)), why),
+            Err(why) if texts.len() == 1 => from.mistake("AMQP_URL", None, why),
+            Err(why) => {
+                let which = format!("URL {} of {}", at + 1, texts.len());
+                from.mistake("AMQP_URL", None, format!("{which}: {why} (a comma in a password is %2C)"));
+            }
         }
+    }
+    if let Err(why) = rabbit::check_together(&urls) {
+        from.mistake("AMQP_URL", None, why);
     }
     urls
 }
@@ -336,18 +345,4 @@ fn fresh_node_id() -> Option<NodeId> {
     let random =
         (0..6).map(|_| char::from(b"0123456789abcdefghijklmnopqrstuvwxyz"[rand::random_range(0..36)]));
     NodeId::new(&format!("{host}-{}", random.collect::<String>())).ok()
-}
-
-/// Gives threads that are started later a stack of 64 MiB; call it first in `main`, while there is one
-/// thread (`#[tokio::main]` would be too late).
-///
-/// lapin decodes the tables of a message's headers by recursion, on a thread that it starts itself: a message
-/// with some thousand nested tables, which any publisher may send, would overflow the usual 2 MiB and abort
-/// the process with all its sockets. The size of a frame limits the depth, and 64 MiB is enough for the
-/// deepest table in one of 128 KiB, RabbitMQ's default; the pages are not used until then.
-pub fn raise_thread_stack() {
-    const VARIABLE: &str = "RUST_MIN_STACK";
-    if std::env::var_os(VARIABLE).is_none() {
-        std::env::set_var(VARIABLE, (64 * 1024 * 1024).to_string());
-    }
 }

@@ -79,12 +79,11 @@ impl Node {
             let (bus, inboxes) = MemoryBroker::with_boxes(boxes).attach(config.node_id.clone());
             (bus, inboxes)
         } else {
-            let urls = config.amqp_urls.iter().map(|url| url.expose().to_owned()).collect();
             let settings = RabbitSettings {
                 prefix: config.prefix.as_str().to_owned(),
                 quorum: config.queue_type == QueueType::Quorum,
                 boxes,
-                ..RabbitSettings::new(urls)
+                ..RabbitSettings::new(config.amqp_urls.clone())
             };
             let (bus, inboxes) = RabbitBus::start(settings, config.node_id.clone());
             (bus, inboxes)

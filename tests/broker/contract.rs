@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use warren::bus::memory::MemoryBroker;
-use warren::bus::rabbit::{RabbitBus, RabbitSettings};
+use warren::bus::rabbit::{AmqpUrl, RabbitBus, RabbitSettings};
 use warren::bus::{Bus, Inboxes, MailboxLimits};
 use warren::ids::NodeId;
 
@@ -38,7 +38,7 @@ fn memory_bus(broker: &Arc<MemoryBroker>, node: &NodeId) -> (Arc<dyn Bus>, Inbox
 }
 
 pub fn rabbit_bus(url: &str, node: &NodeId) -> (Arc<dyn Bus>, Inboxes) {
-    start(RabbitSettings::new(vec![url.to_owned()]), node)
+    start(RabbitSettings::new(vec![AmqpUrl::parse(url).unwrap()]), node)
 }
 
 fn start(settings: RabbitSettings, node: &NodeId) -> (Arc<dyn Bus>, Inboxes) {
@@ -63,7 +63,8 @@ async fn with_mailboxes(
     mailbox: MailboxLimits,
 ) -> (broker::Vhost, impl Fn(&NodeId) -> (Arc<dyn Bus>, Inboxes)) {
     let vhost = broker::vhost().await;
-    let settings = RabbitSettings { mailbox, ..RabbitSettings::new(vec![vhost.url()]) };
+    let settings =
+        RabbitSettings { mailbox, ..RabbitSettings::new(vec![AmqpUrl::parse(&vhost.url()).unwrap()]) };
     (vhost, move |node: &NodeId| start(settings.clone(), node))
 }
 

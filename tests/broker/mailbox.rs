@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 use warren::bus::memory::MemoryBroker;
-use warren::bus::rabbit::{RabbitBus, RabbitSettings};
+use warren::bus::rabbit::{AmqpUrl, RabbitBus, RabbitSettings};
 use warren::bus::{Bus, Ending, Inboxes, MailboxLimits, Opened, Outcome};
 
 use crate::broker::{vhost, PrivateBroker, Vhost};
@@ -17,7 +17,7 @@ use crate::relay::Relay;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn bus(url: &str, name: &str, mailbox: MailboxLimits) -> (Arc<dyn Bus>, Inboxes) {
-    let settings = RabbitSettings { mailbox, ..RabbitSettings::new(vec![url.to_owned()]) };
+    let settings = RabbitSettings { mailbox, ..RabbitSettings::new(vec![AmqpUrl::parse(url).unwrap()]) };
     let (bus, inboxes) = RabbitBus::start(settings, node(name));
     (bus, inboxes)
 }

@@ -16,8 +16,10 @@ mod raw_amqp;
 mod relay;
 
 mod contract;
+mod healing;
 mod lapin_defects;
 mod mailbox;
 mod memory_faults;
 mod reconnect;
 mod topology;
+mod unreadable;

@@ -6,7 +6,7 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Connection, ConnectionProperties};
 use serde_json::{json, Value};
-use warren::bus::rabbit::{definitions, RabbitSettings};
+use warren::bus::rabbit::{definitions, AmqpUrl, RabbitSettings};
 use warren::bus::{Destination, Outcome};
 
 use crate::broker::{self, Vhost};
@@ -54,7 +54,10 @@ async fn a_node_adds_two_queues_and_three_bindings() {
 async fn quorum_queues_work_as_well() {
     let vhost = broker::vhost().await;
     let attach = |node: &_| {
-        let settings = RabbitSettings { quorum: true, ..RabbitSettings::new(vec![vhost.url()]) };
+        let settings = RabbitSettings {
+            quorum: true,
+            ..RabbitSettings::new(vec![AmqpUrl::parse(&vhost.url()).unwrap()])
+        };
         let (bus, inboxes) =
             warren::bus::rabbit::RabbitBus::start(settings, warren::ids::NodeId::clone(node));
         (bus as std::sync::Arc<dyn warren::bus::Bus>, inboxes)

@@ -13,12 +13,19 @@ mod consuming;
 mod convert;
 mod declare;
 mod definitions;
+mod dial;
+mod filter;
 mod gather;
 mod ingress;
+mod lapin_defects;
 mod publisher;
 mod publishing;
+mod pulse;
 mod returns;
 mod topology;
+mod unanswered;
+mod url;
+mod verify;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -38,10 +45,11 @@ use crate::ids::{Incarnation, NodeId, UserKey};
 use boxes::Boxes;
 use consuming::InboxSenders;
 use publisher::LaneInbox;
+use pulse::Pulse;
 
-pub use connection::check_url;
 pub use definitions::definitions;
 pub use topology::Topology;
+pub use url::{check_together, AmqpUrl};
 
 /// A directive for the log: the client library logs returned messages whole, payload included, and takes for
 /// errors what is none here, such as a box that does not exist.
@@ -61,7 +69,7 @@ const LANES: usize = BULK_LANES + 3;
 #[derive(Debug, Clone)]
 pub struct RabbitSettings {
     /// Brokers of one cluster; each try picks one at random.
-    pub urls: Vec<String>,
+    pub urls: Vec<AmqpUrl>,
     /// First part of every exchange and queue name.
     pub prefix: String,
     /// Quorum queues instead of classic ones for what must survive the loss of a broker node.
@@ -72,7 +80,7 @@ pub struct RabbitSettings {
 }
 
 impl RabbitSettings {
-    pub fn new(urls: Vec<String>) -> Self {
+    pub fn new(urls: Vec<AmqpUrl>) -> Self {
         Self {
             urls,
             prefix: "warren".into(),
@@ -91,10 +99,11 @@ impl RabbitSettings {
 /// What the tasks of one bus have in common.
 #[derive(Clone)]
 struct Shared {
-    urls: Arc<[String]>,
+    urls: Arc<[AmqpUrl]>,
     topology: Topology,
     node: NodeId,
     link: watch::Sender<Link>,
+    pulse: Arc<Pulse>,
 }
 
 impl Shared {
@@ -132,15 +141,20 @@ impl RabbitBus {
     pub fn start(settings: RabbitSettings, node: NodeId) -> (Arc<Self>, Inboxes) {
         let link = watch::Sender::new(Link::default());
         let account = connection::account(&settings.urls);
-        let shared =
-            Shared { topology: settings.topology(), urls: settings.urls.into(), node, link: link.clone() };
+        let shared = Shared {
+            topology: settings.topology(),
+            urls: settings.urls.into(),
+            node,
+            link: link.clone(),
+            pulse: Arc::default(),
+        };
         let mut tasks = JoinSet::new();
         let mut lanes = Vec::new();
         let mut channels = Vec::new();
         for _ in 0..LANES {
             let (lane, inbox) = LaneInbox::new();
             let (channel, lane_channels) = watch::channel(None);
-            tasks.spawn(publisher::run_lane(shared.topology.clone(), inbox, lane_channels));
+            tasks.spawn(publisher::run_lane(shared.clone(), inbox, lane_channels));
             lanes.push(lane);
             channels.push(channel);
         }
@@ -150,7 +164,9 @@ impl RabbitBus {
         let (ingress_sender, ingress_inbox) = mpsc::channel(ingress::PREFETCH.into());
         let senders = InboxSenders { node: node_sender, control: control_sender };
         let (leave, stop_ingress) = (watch::Sender::new(false), watch::Sender::new(false));
-        tasks.spawn(consuming::supervise(shared.clone(), senders, leave.subscribe()));
+        let urgent: LaneInbox = lanes[BULK_LANES].clone();
+        tasks.spawn(pulse::supervise(shared.clone(), urgent.clone()));
+        tasks.spawn(consuming::supervise(shared.clone(), senders, urgent, leave.subscribe()));
         tasks.spawn(ingress::supervise(shared.clone(), ingress_sender, stop_ingress.subscribe()));
         let boxes = Boxes::start(&shared, lanes[DEPOSIT_LANE].clone(), &mut tasks);
         let bus = Self { link, leave, stop_ingress, lanes, account, boxes, tasks: Mutex::new(tasks) };

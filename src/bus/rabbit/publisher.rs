@@ -16,12 +16,14 @@ use tokio::sync::{mpsc, watch, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{interval, sleep, Instant, MissedTickBehavior};
 use tracing::debug;
 
+use super::connection::LinkError;
 use super::convert::{self, Outgoing};
 use super::gather::{Pace, GATHER_FOR};
 use super::returns::Returns;
-use super::topology::Topology;
+use super::unanswered::Unanswered;
+use super::Shared;
 use crate::bus::answer::Answer;
-use crate::bus::{Outcome, Publish, PUBLISH_DEADLINE};
+use crate::bus::{Outcome, Publish, Publishing, PUBLISH_DEADLINE};
 
 /// What one lane may have in flight, in units of [`UNIT_BYTES`]: a broker answers some thousands of confirms
 /// in the time of one disk flush, and more than this would only wait in buffers.
@@ -83,20 +85,21 @@ pub struct Job {
 pub struct LaneChannel {
     pub channel: Channel,
     pub header_bytes_max: usize,
-    /// Told when the channel fails: the supervisor then rebuilds the whole connection.
-    pub failed: mpsc::Sender<()>,
+    /// Told the lane's number when the channel fails: the supervisor then opens another one.
+    pub failed: mpsc::Sender<usize>,
+    pub lane: usize,
 }
 
 /// Runs until the inbox is closed.
 pub async fn run_lane(
-    topology: Topology,
+    shared: Shared,
     mut inbox: mpsc::Receiver<Job>,
     mut channels: watch::Receiver<Option<LaneChannel>>,
 ) {
     loop {
         let current = channels.borrow_and_update().clone();
         if let Some(lane_channel) = current {
-            let mut flight = Flight::new(topology.clone(), lane_channel);
+            let mut flight = Flight::new(shared.clone(), lane_channel);
             if !flight.run(&mut inbox, &mut channels).await {
                 return;
             }
@@ -121,12 +124,13 @@ struct Pending {
 
 /// Everything in flight on one channel. Dropping it answers `Unavailable`.
 struct Flight<F> {
-    topology: Topology,
+    shared: Shared,
     link: LaneChannel,
     sequence: u64,
     pending: HashMap<u64, Pending>,
     /// When to give up, soonest first; entries of answered publishes are skipped.
     deadlines: BTreeSet<(Instant, u64)>,
+    unanswered: Unanswered,
     returns: Returns,
     confirms: FuturesUnordered<F>,
     start: fn(Channel, u64, Outgoing, Bytes) -> F,
@@ -149,13 +153,14 @@ async fn send(channel: Channel, sequence: u64, out: Outgoing, body: Bytes) -> Co
 
 impl Flight<()> {
     #[allow(clippy::new_ret_no_self)]
-    fn new(topology: Topology, link: LaneChannel) -> Flight<impl std::future::Future<Output = Confirmed>> {
+    fn new(shared: Shared, link: LaneChannel) -> Flight<impl std::future::Future<Output = Confirmed>> {
         Flight {
-            topology,
+            shared,
             link,
             sequence: 0,
             pending: HashMap::new(),
             deadlines: BTreeSet::new(),
+            unanswered: Unanswered::new(Instant::now()),
             returns: Returns::default(),
             confirms: FuturesUnordered::new(),
             start: send,
@@ -187,16 +192,22 @@ impl<F: std::future::Future<Output = Confirmed>> Flight<F> {
                 }
                 Some(confirmed) = self.confirms.next(), if !self.confirms.is_empty() => {
                     if let Err(error) = self.take_all(confirmed) {
-                        return self.fail(error, channels).await;
+                        return self.fail(error.into(), inbox, channels).await;
                     }
                 }
-                now = tick.tick() => self.expire(now),
+                now = tick.tick() => {
+                    self.expire(now);
+                    let well = self.shared.link.borrow().publishing == Publishing::Ready;
+                    if self.unanswered.stuck(|sequence| self.pending.contains_key(&sequence), well, now) {
+                        return self.fail(LinkError::Late("a publish"), inbox, channels).await;
+                    }
+                }
             }
             if pace.add(sent, Instant::now()) && sent < BATCH {
                 // What was handed in is sent when it is polled.
                 if let Some(Some(confirmed)) = self.confirms.next().now_or_never() {
                     if let Err(error) = self.take_all(confirmed) {
-                        return self.fail(error, channels).await;
+                        return self.fail(error.into(), inbox, channels).await;
                     }
                 }
                 sleep(GATHER_FOR).await;
@@ -204,16 +215,25 @@ impl<F: std::future::Future<Output = Confirmed>> Flight<F> {
         }
     }
 
-    /// The channel is of no use any more: answers what is in flight, and waits for another one.
+    /// The channel is of no use any more: answers what is in flight and what comes, until there is another one.
     async fn fail(
         &mut self,
-        error: lapin::Error,
+        error: LinkError,
+        inbox: &mut mpsc::Receiver<Job>,
         channels: &mut watch::Receiver<Option<LaneChannel>>,
     ) -> bool {
         debug!(%error, "publishing channel failed");
         self.pending.clear();
-        let _ = self.link.failed.try_send(());
-        channels.changed().await.is_ok()
+        // As wide as there are lanes, each of which fails once.
+        let _ = self.link.failed.try_send(self.link.lane);
+        loop {
+            tokio::select! {
+                biased;
+                changed = channels.changed() => return changed.is_ok(),
+                // Dropping it answers.
+                job = inbox.recv() => if job.is_none() { return false },
+            }
+        }
     }
 
     /// Futures are first polled in the order in which they are pushed, which makes it the order of the frames.
@@ -221,13 +241,14 @@ impl<F: std::future::Future<Output = Confirmed>> Flight<F> {
         self.sequence += 1;
         let sequence = self.sequence;
         let max = self.link.header_bytes_max;
-        let Ok(out) = convert::outgoing(&job.publish, &self.topology, sequence, max) else {
+        let Ok(out) = convert::outgoing(&job.publish, &self.shared.topology, sequence, max) else {
             return job.answer.give(Outcome::Refused);
         };
         let mandatory = out.mandatory;
         self.returns.sent(sequence);
         // The answer is due before the promised deadline, however late the tick comes.
         self.deadlines.insert((job.accepted + PUBLISH_DEADLINE - 3 * TICK, sequence));
+        self.unanswered.sent(sequence, Instant::now());
         self.pending.insert(sequence, Pending { answer: Some(job.answer), mandatory, _window: job.window });
         self.confirms.push((self.start)(self.link.channel.clone(), sequence, out, job.publish.body));
     }
@@ -253,6 +274,7 @@ impl<F: std::future::Future<Output = Confirmed>> Flight<F> {
 
     fn take(&mut self, (sequence, confirmed): Confirmed) -> Result<(), lapin::Error> {
         let confirmed = confirmed?;
+        self.shared.pulse.confirmed();
         let outcome = if confirmed.is_nack() { Outcome::Refused } else { Outcome::Confirmed };
         let carried = confirmed.take_message().and_then(|message| convert::sequence(&message.properties));
         let mandatory = self.pending.get(&sequence).is_some_and(|pending| pending.mandatory);

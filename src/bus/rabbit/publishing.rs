@@ -23,7 +23,7 @@ pub async fn supervise(shared: Shared, lanes: LaneChannels) {
         let error = match open(&shared, &lanes).await {
             Ok(open) => {
                 info!("publishing link is up");
-                let error = watch_over(&shared, open.events, open.failures).await;
+                let error = watch_over(&shared, &lanes, &open.connection, open.events, open.failures).await;
                 take_back(&shared, &lanes);
                 connection::close(open.connection).await;
                 error
@@ -43,7 +43,13 @@ pub async fn supervise(shared: Shared, lanes: LaneChannels) {
 struct Open {
     connection: Connection,
     events: BoxStream<'static, Event>,
-    failures: mpsc::Receiver<()>,
+    failures: Failures,
+}
+
+/// The lanes' own words about their channels.
+struct Failures {
+    told: mpsc::Receiver<usize>,
+    tell: mpsc::Sender<usize>,
 }
 
 async fn open(shared: &Shared, lanes: &LaneChannels) -> Result<Open, LinkError> {
@@ -52,31 +58,37 @@ async fn open(shared: &Shared, lanes: &LaneChannels) -> Result<Open, LinkError> 
     // The only listener of this connection: two would take each other's events away.
     let events: BoxStream<'static, Event> = Box::pin(connection.events_listener());
     declare::durable(&connection, &shared.topology).await?;
-    let (failed, failures) = mpsc::channel(1);
+    let (tell, told) = mpsc::channel(lanes.len());
+    for (index, lane) in lanes.iter().enumerate() {
+        lane.send_replace(Some(lane_channel(&connection, index, &tell).await?));
+    }
+    let blocked = connection.status().blocked();
+    shared.set_publishing(if blocked { Publishing::Blocked } else { Publishing::Ready });
+    Ok(Open { connection, events, failures: Failures { told, tell } })
+}
+
+async fn lane_channel(
+    connection: &Connection,
+    lane: usize,
+    failed: &mpsc::Sender<usize>,
+) -> Result<LaneChannel, LinkError> {
+    let channel = within("opening a channel", connection.create_channel()).await?;
+    within("confirm mode", channel.confirm_select(ConfirmSelectOptions::default())).await?;
     // A content header has to fit into one frame.
     let header_bytes_max = match connection.configuration().frame_max() {
         0 => 128 << 10,
         frame_max => frame_max as usize,
     };
-    let mut channels = Vec::with_capacity(lanes.len());
-    for _ in lanes {
-        let channel = within("opening a channel", connection.create_channel()).await?;
-        within("confirm mode", channel.confirm_select(ConfirmSelectOptions::default())).await?;
-        channels.push(LaneChannel { channel, header_bytes_max, failed: failed.clone() });
-    }
-    for (lane, channel) in lanes.iter().zip(channels) {
-        lane.send_replace(Some(channel));
-    }
-    let blocked = connection.status().blocked();
-    shared.set_publishing(if blocked { Publishing::Blocked } else { Publishing::Ready });
-    Ok(Open { connection, events, failures })
+    Ok(LaneChannel { channel, header_bytes_max, failed: failed.clone(), lane })
 }
 
 /// Returns why the connection is of no use any more.
 async fn watch_over(
     shared: &Shared,
+    lanes: &LaneChannels,
+    connection: &Connection,
     mut events: BoxStream<'static, Event>,
-    mut failures: mpsc::Receiver<()>,
+    mut failures: Failures,
 ) -> LinkError {
     loop {
         tokio::select! {
@@ -95,9 +107,30 @@ async fn watch_over(
                 Some(_) => {}
                 None => return LinkError::Ended("the connection's events ended"),
             },
-            _ = failures.recv() => return LinkError::Ended("a publishing channel failed"),
+            Some(lane) = failures.told.recv() => {
+                if let Err(error) = replace(shared, lanes, connection, lane, &failures.tell).await {
+                    return error;
+                }
+            }
         }
     }
+}
+
+/// A failed channel costs its own publishes alone. Most likely it named an exchange that was deleted.
+async fn replace(
+    shared: &Shared,
+    lanes: &LaneChannels,
+    connection: &Connection,
+    lane: usize,
+    failed: &mpsc::Sender<usize>,
+) -> Result<(), LinkError> {
+    warn!(lane, "a publishing channel failed and gets a successor");
+    declare::durable(connection, &shared.topology).await?;
+    let channel = lane_channel(connection, lane, failed).await?;
+    if let Some(lane) = lanes.get(lane) {
+        lane.send_replace(Some(channel));
+    }
+    Ok(())
 }
 
 fn take_back(shared: &Shared, lanes: &LaneChannels) {
