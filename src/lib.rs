@@ -18,6 +18,7 @@ pub mod error;
 pub mod ids;
 pub mod lifecycle;
 pub mod metrics;
+pub mod output;
 pub mod protocol;
 // places: where things are kept
 pub mod bus;

@@ -34,10 +34,46 @@ pub struct PublishRequest<'a> {
     /// Milliseconds.
     #[serde(default)]
     pub ttl: Option<u64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub delivery: Guarantee,
     #[serde(borrow, default)]
     pub message_id: Option<Cow<'a, str>>,
+}
+
+/// `null` is the same as nothing.
+fn or_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(
+    from: D,
+) -> Result<T, D::Error> {
+    Option::deserialize(from).map(Option::unwrap_or_default)
+}
+
+impl<'a> PublishRequest<'a> {
+    /// Reads the fields; the error names the field.
+    pub fn parse(text: &'a str) -> Result<Self, Error> {
+        serde_json::from_str(text).map_err(|error| match wrong_field(text) {
+            Some((field, error)) => Error::bad_request(format!("{field}: {error}")),
+            None => Error::bad_request(format!("not a message: {error}")),
+        })
+    }
+}
+
+/// Which field of a message has a wrong type: serde_json says where it stands, and not its name.
+fn wrong_field(text: &str) -> Option<(&'static str, serde_json::Error)> {
+    fn check<T: serde::de::DeserializeOwned>(value: &RawValue) -> Option<serde_json::Error> {
+        serde_json::from_str::<Option<T>>(value.get()).err()
+    }
+    let fields: std::collections::HashMap<Cow<str>, &RawValue> = serde_json::from_str(text).ok()?;
+    let wrong = |field: &'static str| {
+        let value = fields.get(field)?;
+        let error = match field {
+            "to" => serde_json::from_str::<String>(value.get()).err(),
+            "ttl" => check::<u64>(value),
+            "delivery" => check::<Guarantee>(value),
+            _ => check::<String>(value),
+        };
+        error.map(|error| (field, error))
+    };
+    ["to", "event", "ttl", "delivery", "message_id"].into_iter().find_map(wrong)
 }
 
 impl PublishRequest<'_> {
@@ -153,7 +189,10 @@ pub fn parse(text: &str) -> Result<Request<'_>, (Option<&str>, Error)> {
         }
     }
     let body = match &*head.kind {
-        "publish" => serde_json::from_str(text).map(RequestBody::Publish),
+        "publish" => match PublishRequest::parse(text) {
+            Ok(publish) => Ok(RequestBody::Publish(publish)),
+            Err(error) => return Err((id, error)),
+        },
         "ack" => serde_json::from_str(text).map(|body: AckBody| RequestBody::Ack(body.ids)),
         "auth" => serde_json::from_str(text).map(|body: TokenBody| RequestBody::Auth(body.token)),
         "refresh" => serde_json::from_str(text).map(|body: TokenBody| RequestBody::Refresh(body.token)),
@@ -210,6 +249,31 @@ mod tests {
             let error = request.into_message(sender(), 0).unwrap_err();
             assert_eq!(error.code, Code::BadRequest);
             assert!(error.message.starts_with(part), "{body}: {error}");
+        }
+    }
+
+    #[test]
+    fn null_is_nothing_and_a_wrong_type_is_named() {
+        let text =
+            r#"{"to":"user.1","payload":null,"event":null,"ttl":null,"delivery":null,"message_id":null}"#;
+        let request = PublishRequest::parse(text).unwrap();
+        assert!(request.event.is_none() && request.ttl.is_none() && request.message_id.is_none());
+        assert_eq!(request.delivery, Guarantee::AtLeastOnce);
+        for (field, value) in [
+            ("to", "1"),
+            ("to", "null"),
+            ("event", "{}"),
+            ("ttl", "-1"),
+            ("ttl", "1.5"),
+            ("ttl", "\"1\""),
+            ("delivery", "\"never\""),
+            ("message_id", "7"),
+        ] {
+            let others = if field == "to" { "" } else { r#""to":"user.1","# };
+            let error = PublishRequest::parse(&format!("{{{others}\"{field}\":{value}}}")).unwrap_err();
+            assert!(error.message.starts_with(&format!("{field}: ")), "{field} {value}: {error}");
+            let framed = format!(r#"{{"type":"publish","id":1,{others}"{field}":{value}}}"#);
+            assert_eq!(parse(&framed).unwrap_err().1.message.split(':').next(), Some(field));
         }
     }
 

@@ -1,5 +1,7 @@
 //! Frames to clients: warren.v1, encoded once and shared by every socket that gets them.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde::Serialize;
 
@@ -61,9 +63,18 @@ pub struct Welcome<'a> {
     pub user: &'a UserId,
     pub node: &'a NodeId,
     pub version: &'a str,
-    /// Seconds between the server's pings.
-    pub ping_interval: u64,
+    /// Between the server's pings; sent in seconds.
+    #[serde(serialize_with = "seconds")]
+    pub ping_interval: Duration,
     pub limits: Limits,
+}
+
+/// A whole number where it is one; a client that adds its own patience must not be told 0 for 999 ms.
+fn seconds<S: serde::Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    match duration.subsec_millis() {
+        0 => to.serialize_u64(duration.as_secs()),
+        _ => to.serialize_f64(duration.as_millis() as f64 / 1000.0),
+    }
 }
 
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -215,6 +226,23 @@ mod tests {
         sample.redelivered = true;
         assert_eq!(mark_redelivered(&plain), message(&sample));
         assert_eq!(mark_redelivered(&message(&sample)), message(&sample));
+    }
+
+    #[test]
+    fn the_ping_interval_is_not_cut_to_whole_seconds() {
+        for (ms, expected) in [(25_000, "25"), (999, "0.999"), (1_500, "1.5"), (100, "0.1")] {
+            let (session, user) = (SessionId::parse("n~1").unwrap(), UserId::new("7").unwrap());
+            let frame = welcome(&Welcome {
+                session: &session,
+                user: &user,
+                node: &session.node,
+                version: "1",
+                ping_interval: Duration::from_millis(ms),
+                limits: Limits { message_bytes: 1, publishes_per_second: 1, in_flight: 1 },
+            });
+            let text = String::from_utf8(frame).unwrap();
+            assert!(text.contains(&format!("\"ping_interval\":{expected},")), "{text}");
+        }
     }
 
     #[test]

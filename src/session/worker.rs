@@ -153,7 +153,7 @@ impl WorkerState {
     }
 
     fn adopt(self: &Rc<Self>, admission: Admission) {
-        let Admission { stream, mut early, identity, acknowledges } = admission;
+        let Admission { stream, mut early, identity, unauthenticated, acknowledges } = admission;
         let now = self.now();
         let mut sessions = self.sessions.borrow_mut();
         if sessions.len() as u64 >= SLOTS {
@@ -175,7 +175,7 @@ impl WorkerState {
             outbox_bytes_max: u32::try_from(self.settings.outbox_bytes_max).unwrap_or(u32::MAX),
             acknowledges,
         };
-        let session = Rc::new(Session::new(Socket::new(stream), opening));
+        let session = Rc::new(Session::new(Socket::new(stream), unauthenticated, opening));
         entry.insert(session.clone());
         drop(sessions);
         if let Some(identity) = identity {
@@ -197,14 +197,14 @@ impl WorkerState {
             user: &identity.user,
             node: self.router.node(),
             version: env!("CARGO_PKG_VERSION"),
-            ping_interval: self.settings.ping_interval.as_secs(),
+            ping_interval: self.settings.ping_interval,
             limits: self.limits,
         };
         // First registered, then welcome: who is told to be here can be reached. Nothing overtakes the welcome,
         // since messages come through this worker's queue.
         self.router.open_session(&identity.user, local);
         session.send_text(&server::welcome(&welcome), self.now());
-        *session.identity.borrow_mut() = Some(Rc::new(identity));
+        session.identify(identity);
         if session.phase.get() == Phase::Unknown {
             session.phase.set(Phase::Open);
         }
