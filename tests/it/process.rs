@@ -161,7 +161,7 @@ async fn signals_drain_or_are_ignored() {
         let mut client = RawClient::connect(process.public, "/ws?user=a").await;
         assert!(process.answers(process.public, "/livez").await);
         process.signal(name);
-        client.expect_close(1012).await;
+        client.expect_close(4200).await;
         assert_eq!(process.ended().await.code(), Some(0), "{name}");
     }
 }
