@@ -29,7 +29,7 @@ use super::connection::{drive, Connection, Ended, Upgrade};
 use super::guard::Guard;
 use super::listener::{accept, descriptors_max};
 use super::response;
-use super::slots::Slots;
+use super::slots::{Slot, Slots};
 use super::stream::{is_handshake, peer, read_head, ClientStream, HEAD_BYTES_MAX};
 use crate::error::{Code, Error};
 use crate::session::Admission;
@@ -37,6 +37,9 @@ use crate::session::Admission;
 const HEADERS_MAX: usize = 64;
 /// Connections that have not sent a head cost a socket and some 2 KiB, and so there may be more of them.
 const WAITING_FACTOR: usize = 4;
+/// Between two connections that are closed for a newcomer. Whoever is closed may come back at once: without a pause
+/// one client too many would keep a node busy with nothing but that.
+const EVICTION_PAUSE: Duration = Duration::from_millis(2);
 /// For a client that gets no slot: told at once, so that its balancer asks another node.
 const NO_SLOT: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
     content-type: application/json\r\ncontent-length: 89\r\n\r\n\
@@ -53,6 +56,8 @@ pub struct Limits {
     handshakes: Arc<Semaphore>,
     /// All other connections.
     keep_alive: Arc<Slots>,
+    /// Newcomers that replace others do so one after the other.
+    evictions: Arc<Semaphore>,
     /// Connections with this file descriptor or a higher one are refused.
     descriptors_max: i32,
     guard: Arc<Guard>,
@@ -67,6 +72,7 @@ impl Limits {
             waiting: Slots::new(connections * WAITING_FACTOR, usize::MAX),
             handshakes: Arc::new(Semaphore::new(connections)),
             keep_alive: Slots::new(connections, per_address),
+            evictions: Arc::new(Semaphore::new(1)),
             descriptors_max: descriptors_max(),
             guard: Arc::new(guard),
         }
@@ -75,6 +81,16 @@ impl Limits {
     /// Without a limit on file descriptors: operators must get an answer when clients have used up their part.
     pub fn for_operators(self) -> Self {
         Self { descriptors_max: i32::MAX, ..self }
+    }
+
+    /// A slot for a connection that is no handshake; `None` if all holders are being served.
+    async fn keep_alive_slot(&self, share: Option<IpAddr>) -> Option<Slot> {
+        if !self.keep_alive.has_room(share) {
+            // Never closed.
+            let _turn = self.evictions.acquire().await;
+            tokio::time::sleep(EVICTION_PAUSE).await;
+        }
+        self.keep_alive.admit(share, Instant::now())
     }
 
     /// `None` for a proxy: its clients have shares, it has none.
@@ -145,7 +161,8 @@ where
         let Ok(Ok(permit)) = patience.await else { return refuse(&stream) };
         (None, Some(permit))
     } else {
-        let Some(slot) = limits.keep_alive.admit(share, Instant::now()) else { return refuse(&stream) };
+        let patience = tokio::time::timeout(limits.head_timeout, limits.keep_alive_slot(share));
+        let Ok(Some(slot)) = patience.await else { return refuse(&stream) };
         (Some(slot), None)
     };
     drop(waiting);

@@ -83,6 +83,12 @@ impl Slots {
         Arc::new(Self { capacity, per_address, table: Mutex::default() })
     }
 
+    /// Whether a newcomer gets a slot without anybody's leaving.
+    pub(super) fn has_room(&self, address: Option<IpAddr>) -> bool {
+        let table = self.lock();
+        table.held_by(address) < self.per_address && table.entries.len() < self.capacity
+    }
+
     /// A slot for a newcomer; `None` when every holder that it could replace is being served.
     pub(super) fn admit(self: &Arc<Self>, address: Option<IpAddr>, now: Instant) -> Option<Slot> {
         let mut table = self.lock();

@@ -72,6 +72,8 @@ async fn clients_that_pipeline_and_never_read_keep_nobody_out() {
             let mut stream = socket.connect(addr).await.unwrap();
             // Until the node takes no more of it.
             let _ = timeout(Duration::from_millis(500), stream.write_all(&block)).await;
+            // It is served: the attack has begun.
+            stream.readable().await.unwrap();
             stream
         }
     }));
