@@ -83,11 +83,15 @@ impl Connection {
         self.slot.as_ref().is_none_or(|slot| slot.set(activity, now))
     }
 
-    /// A request is there; `false` if the connection has lost its slot, and must not be served.
-    pub(super) fn begin(&self) -> bool {
+    /// A request is there.
+    pub(super) fn arrived(&self) {
         let mut state = self.lock();
         state.phase = Phase::Serving;
         state.requests += 1;
+    }
+
+    /// The request is about to be served; `false` if the connection has lost its slot, and must not be served.
+    pub(super) fn begin(&self) -> bool {
         self.set_slot(Activity::Serving, Instant::now())
     }
 
@@ -156,8 +160,7 @@ impl Connection {
 
 /// Drives the connection to its end.
 pub(super) async fn drive(http: impl Future<Output = hyper::Result<()>>, of: &Connection) -> Ended {
-    // Boxed, so that what waits for its turn does not hold room for it.
-    let mut http = Box::pin(http);
+    let mut http = pin!(http);
     let mut sleep = pin!(tokio::time::sleep(KEEP_ALIVE));
     poll_fn(|cx| {
         if let Poll::Ready(ended) = http.as_mut().poll(cx) {

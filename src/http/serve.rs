@@ -139,38 +139,49 @@ pub async fn run<F>(
 /// Serves one connection to its end.
 async fn serve<S>(stream: TcpStream, listening: Listening, routes: S)
 where
-    S: Service<Request<Incoming>, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
+    S: Routes,
     S::Future: Send,
 {
-    let Listening { limits, admissions, turnstile } = listening;
+    let limits = &listening.limits;
     if stream.as_raw_fd() >= limits.descriptors_max {
         return refuse(&stream);
     }
     let address = canonical(peer(&stream).ip());
     let share = limits.share(address);
     let Some(waiting) = limits.waiting.admit(share, Instant::now()) else { return };
-    let began = tokio::time::Instant::now();
     let head = tokio::select! {
-        head = tokio::time::timeout_at(began + limits.head_timeout, read_head(&stream)) => head,
+        head = tokio::time::timeout(limits.head_timeout, read_head(&stream)) => head,
         () = waiting.evicted() => return,
     };
     let Ok(Some(head)) = head else { return };
-    let handshake = is_handshake(&head);
-    let (slot, _permit) = if handshake {
-        let patience = tokio::time::timeout(limits.head_timeout, limits.handshakes.clone().acquire_owned());
-        let Ok(Ok(permit)) = patience.await else { return refuse(&stream) };
+    let patience = limits.head_timeout;
+    let (slot, permit) = if is_handshake(&head) {
+        let permit = tokio::time::timeout(patience, limits.handshakes.clone().acquire_owned());
+        let Ok(Ok(permit)) = permit.await else { return refuse(&stream) };
         (None, Some(permit))
     } else {
-        let patience = tokio::time::timeout(limits.head_timeout, limits.keep_alive_slot(share));
-        let Ok(Some(slot)) = patience.await else { return refuse(&stream) };
+        let slot = tokio::time::timeout(patience, limits.keep_alive_slot(share)).await;
+        let Ok(Some(slot)) = slot else { return refuse(&stream) };
         (Some(slot), None)
     };
     drop(waiting);
     let connection = Connection::new(limits.head_timeout, slot);
-    let turnstile = (!handshake).then_some(turnstile);
-    let front =
-        Front { routes, guard: limits.guard, peer: address, connection: connection.clone(), turnstile };
     let stream = ClientStream::new(stream, head, connection.clone());
+    let turnstile = permit.is_none().then(|| listening.turnstile.clone());
+    let guard = limits.guard.clone();
+    let front = Front { routes, guard, peer: address, connection, turnstile };
+    // Boxed, so that a connection that waits for its turn does not hold room for HTTP.
+    Box::pin(speak(stream, front, listening.admissions)).await;
+    drop(permit);
+}
+
+/// Speaks HTTP on a connection whose first head is there.
+async fn speak<S>(stream: ClientStream, front: Front<S>, admissions: Option<mpsc::Sender<Admission>>)
+where
+    S: Routes,
+    S::Future: Send,
+{
+    let (connection, address) = (front.connection.clone(), front.peer);
     let mut http = http1::Builder::new();
     // Its deadlines are the connection's: this one would count idle time as well.
     http.header_read_timeout(None).max_buf_size(HEAD_BYTES_MAX).max_headers(HEADERS_MAX).keep_alive(true);
@@ -221,9 +232,20 @@ struct Front<S> {
     turnstile: Option<Arc<Semaphore>>,
 }
 
+/// The routes of a listener, as hyper calls them.
+pub trait Routes:
+    Service<Request<Incoming>, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static
+{
+}
+
+impl<S> Routes for S where
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static
+{
+}
+
 impl<S> Service<Request<Incoming>> for Front<S>
 where
-    S: Service<Request<Incoming>, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
+    S: Routes,
     S::Future: Send,
 {
     type Response = Response;
@@ -231,22 +253,24 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        let connection = self.connection.clone();
-        if !connection.begin() {
-            let error = Error::new(Code::Overloaded, "this connection was idle and has been closed");
-            return Box::pin(async move { Ok(response::closing(response::error(&error))) });
-        }
-        let checked = self.guard.check(self.peer, &request).map(|client| {
-            request.extensions_mut().insert((client, connection.clone()));
-            self.routes.call(request)
-        });
-        let turnstile = self.turnstile.clone();
+        let (connection, turnstile) = (self.connection.clone(), self.turnstile.clone());
+        let (routes, peer) = (self.routes.clone(), self.peer);
+        let guard = self.guard.clone();
+        connection.arrived();
         Box::pin(async move {
             if let Some(turnstile) = &turnstile {
                 pass(turnstile).await;
             }
-            let response = match checked {
-                Ok(routed) => routed.await?,
+            // Nothing has been done for it so far: it may have lost its slot while it waited.
+            if !connection.begin() {
+                let error = Error::new(Code::Overloaded, "this connection gave way to another");
+                return Ok(response::closing(response::error(&error)));
+            }
+            let response = match guard.check(peer, &request) {
+                Ok(client) => {
+                    request.extensions_mut().insert((client, connection.clone()));
+                    routes.call(request).await?
+                }
                 Err(refusal) => *refusal,
             };
             let is_last = connection.finish() || turnstile.is_none();
