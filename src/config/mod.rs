@@ -3,7 +3,9 @@
 //! No other module looks at the environment. All mistakes are reported together, so that a person mends them
 //! in one go.
 
+mod api_keys;
 mod keys;
+mod networks;
 mod reading;
 #[cfg(test)]
 mod tests;
@@ -18,13 +20,14 @@ use crate::bus::rabbit;
 use crate::ids::{NodeId, NODE_ID_BYTES_MAX};
 
 pub use crate::bus::rabbit::AmqpUrl;
+pub use api_keys::ApiKey;
 pub use keys::{markdown_table, Allowed, Key, KEYS, PREFIX};
+pub use networks::TrustedProxies;
 use reading::Reading;
 pub use values::{Auth, Jwt, LogFormat, Origins, Prefix, PublicKey, QueueType, RateLimit, Routing, Secret};
 
 /// RFC 7518 section 3.2: a key of HS256 has at least the size of its hash.
 const JWT_SECRET_BYTES_MIN: usize = 32;
-const API_KEY_BYTES_MIN: usize = 16;
 const PUBLIC_PORT: u16 = 8080;
 const ADMIN_PORT: u16 = 9090;
 
@@ -40,7 +43,7 @@ pub struct Config {
     pub routing: Routing,
     pub queue_type: QueueType,
     pub auth: Auth,
-    pub api_keys: Vec<Secret>,
+    pub api_keys: Vec<ApiKey>,
     pub origins: Origins,
     pub workers: usize,
     pub max_sessions: usize,
@@ -54,6 +57,8 @@ pub struct Config {
     pub in_flight_per_session: usize,
     pub pending_max: usize,
     pub handshakes_max: usize,
+    pub connections_per_address: usize,
+    pub trusted_proxies: TrustedProxies,
     pub ping_interval: Duration,
     pub pong_timeout: Duration,
     pub auth_timeout: Duration,
@@ -139,6 +144,8 @@ impl Config {
             in_flight_per_session: from.count("IN_FLIGHT_PER_SESSION"),
             pending_max: from.count("PENDING_MAX"),
             handshakes_max: from.count("HANDSHAKES_MAX"),
+            connections_per_address: from.count("CONNECTIONS_PER_ADDRESS"),
+            trusted_proxies: from.parsed("TRUSTED_PROXIES", TrustedProxies::parse).unwrap_or_default(),
             ping_interval: from.millis("PING_INTERVAL_MS"),
             pong_timeout: from.millis("PONG_TIMEOUT_MS"),
             auth_timeout: from.millis("AUTH_TIMEOUT_MS"),
@@ -273,16 +280,19 @@ fn amqp_urls(from: &mut Reading) -> Vec<AmqpUrl> {
     urls
 }
 
-fn api_keys(from: &mut Reading, auth: &Auth) -> Vec<Secret> {
+fn api_keys(from: &mut Reading, auth: &Auth) -> Vec<ApiKey> {
     let list = from.text("API_KEYS").unwrap_or_default();
-    let keys: Vec<_> = list.split(',').map(str::trim).filter(|key| !key.is_empty()).collect();
-    if keys.iter().any(|key| key.len() < API_KEY_BYTES_MIN) {
-        from.mistake("API_KEYS", None, "each key must have at least 16 characters");
+    let mut keys = Vec::new();
+    for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+        match ApiKey::parse(entry) {
+            Ok(key) => keys.push(key),
+            Err(why) => from.mistake("API_KEYS", None, why),
+        }
     }
     if !keys.is_empty() && matches!(auth, Auth::Insecure) {
         from.mistake("API_KEYS", None, "needs a JWT key: in insecure mode everybody may call the API");
     }
-    keys.into_iter().map(Secret::new).collect()
+    keys
 }
 
 fn origins(from: &mut Reading) -> Origins {
@@ -345,4 +355,10 @@ fn fresh_node_id() -> Option<NodeId> {
     let random =
         (0..6).map(|_| char::from(b"0123456789abcdefghijklmnopqrstuvwxyz"[rand::random_range(0..36)]));
     NodeId::new(&format!("{host}-{}", random.collect::<String>())).ok()
+}
+
+/// Whether a test wants to see what a node does when one of its tasks panics. Not in release builds.
+#[cfg(debug_assertions)]
+pub fn test_panic() -> bool {
+    std::env::var_os("WARREN_TEST_PANIC").is_some()
 }

@@ -103,16 +103,19 @@ pub enum Origins {
 }
 
 impl Origins {
-    /// Whether a request with these `Origin` and `Host` headers may pass. A request without an `Origin` does
-    /// not come from a page, and is not asked here.
-    pub fn allow(&self, origin: &str, host: Option<&str>) -> bool {
+    /// Whether a request with these `Origin` and `Host` headers may pass, which came by `scheme`: a page that came
+    /// over http may have been changed on its way, and must not act for the same host over https. A request
+    /// without an `Origin` does not come from a page, and is not asked here.
+    pub fn allow(&self, origin: &str, scheme: &str, host: Option<&str>) -> bool {
         match self {
             Origins::Any => true,
             Origins::Listed(list) => list.iter().any(|listed| listed == origin),
             Origins::SameHost => host.is_some_and(|host| {
-                origin.split_once("://").is_some_and(|(scheme, authority)| {
+                origin.split_once("://").is_some_and(|(of_page, authority)| {
                     let host = host.to_ascii_lowercase();
-                    !authority.is_empty() && authority == without_default_port(scheme, &host)
+                    of_page == scheme
+                        && !authority.is_empty()
+                        && authority == without_default_port(scheme, &host)
                 })
             }),
         }
@@ -194,7 +197,7 @@ mod tests {
     fn origins_match_exactly() {
         let listed = Origins::parse("https://app.example.com:443, http://LOCALHOST:3000").unwrap();
         for good in ["https://app.example.com", "http://localhost:3000"] {
-            assert!(listed.allow(good, None), "{good}");
+            assert!(listed.allow(good, "http", None), "{good}");
         }
         for bad in [
             "null",
@@ -208,10 +211,10 @@ mod tests {
             "https://app.example.com/",
             "https://app.example.com, http://localhost:3000",
         ] {
-            assert!(!listed.allow(bad, Some("app.example.com")), "{bad}");
+            assert!(!listed.allow(bad, "https", Some("app.example.com")), "{bad}");
         }
         assert_eq!(Origins::parse("").unwrap(), Origins::SameHost);
-        assert!(Origins::Any.allow("null", None));
+        assert!(Origins::Any.allow("null", "http", None));
         for bad in ["example.com", "https://", "https://a/b", "https://:1", "*, https://a", "https://u@a"] {
             assert!(Origins::parse(bad).is_err(), "{bad}");
         }
@@ -219,17 +222,19 @@ mod tests {
 
     #[test]
     fn the_same_host_is_compared_with_its_port() {
-        for (origin, host, allowed) in [
-            ("http://localhost:8080", "localhost:8080", true),
-            ("https://app.example.com", "App.Example.com:443", true),
-            ("https://app.example.com", "app.example.com", true),
-            ("https://app.example.com", "app.example.com:8080", false),
-            ("https://evil.com", "app.example.com", false),
-            ("null", "app.example.com", false),
-            ("https://", "", false),
+        for (origin, scheme, host, allowed) in [
+            ("http://localhost:8080", "http", "localhost:8080", true),
+            ("https://app.example.com", "https", "App.Example.com:443", true),
+            ("https://app.example.com", "https", "app.example.com", true),
+            ("http://app.example.com", "https", "app.example.com", false),
+            ("https://app.example.com", "http", "app.example.com", false),
+            ("https://app.example.com", "https", "app.example.com:8080", false),
+            ("https://evil.com", "https", "app.example.com", false),
+            ("null", "http", "app.example.com", false),
+            ("https://", "https", "", false),
         ] {
-            assert_eq!(Origins::SameHost.allow(origin, Some(host)), allowed, "{origin} {host}");
+            assert_eq!(Origins::SameHost.allow(origin, scheme, Some(host)), allowed, "{origin} {host}");
         }
-        assert!(!Origins::SameHost.allow("https://a", None));
+        assert!(!Origins::SameHost.allow("https://a", "https", None));
     }
 }
