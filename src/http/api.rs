@@ -13,7 +13,6 @@ use warp::{Filter, Rejection};
 use super::credentials::bearer;
 use super::{publish, response, AppState};
 use crate::auth::Caller;
-use crate::clock::Now;
 use crate::error::{Code, Error};
 use crate::ids::{SessionId, UserId};
 use crate::router::ask::Found;
@@ -116,7 +115,7 @@ async fn get_user(asked: Asked, segment: String) -> Response {
         "user": user,
         "online": !sessions.is_empty(),
         "sessions": sessions,
-        "mail": gate.router.mail_waiting(&user),
+        "mail": state.router.mail_waiting(&user),
         "partial": partial,
     });
     response::json(StatusCode::OK, &body)

@@ -17,13 +17,13 @@ use super::body::{self, BodyLimits};
 use super::guard::check_encoding;
 use super::{response, AppState};
 use crate::auth::Caller;
+use crate::clock::Now;
 use crate::error::{Code, Error};
 use crate::ids::MessageId;
 use crate::metrics::Door;
-use crate::protocol::client::{PublishRequest, BATCH_MAX};
+use crate::protocol::publish::{PublishRequest, BATCH_MAX};
 use crate::protocol::message::{Message, Sender, Settlement};
-use crate::protocol::server::Settled;
-use crate::router::now_ms;
+use crate::protocol::reply::Settled;
 
 /// Longest body of an array of messages, in bytes.
 const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -201,8 +201,8 @@ fn check(state: &AppState, caller: &Caller, request: PublishRequest) -> Result<M
         Caller::Service(name) => Sender::Service { service: name.to_string() },
         Caller::User(identity) => Sender::User { user: identity.user.clone() },
     };
-    let message = request.into_message(sender, now_ms())?;
-    if message.payload.len() > state.max_message_bytes {
+    let message = request.into_message(sender, Now::read())?;
+    if message.payload.bytes.len() > state.max_message_bytes {
         return Err(Error::bad_request(format!("payload: at most {} bytes", state.max_message_bytes)));
     }
     match caller.may_publish(&message.target) {

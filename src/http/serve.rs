@@ -32,6 +32,7 @@ use super::response;
 use super::slots::{Slot, Slots};
 use super::stream::{is_handshake, peer, read_head, ClientStream, HEAD_BYTES_MAX};
 use crate::error::{Code, Error};
+use crate::protocol::Codec;
 use crate::session::Admission;
 
 const HEADERS_MAX: usize = 64;
@@ -217,7 +218,8 @@ async fn hand_over(upgrade: Upgrade, admissions: mpsc::Sender<Admission>) {
     let early = [&parts.read_buf[..], &unread].concat();
     drop((parts.read_buf, unread));
     let unauthenticated = unauthenticated.map(|slot| Box::new(slot) as Box<dyn Send>);
-    let admission = Admission { stream, early, identity, unauthenticated, acknowledges };
+    let codec = Codec::WarrenV1;
+    let admission = Admission { stream, early, identity, unauthenticated, acknowledges, codec };
     // A worker that has ended needs no more sockets.
     let _ = admissions.send(admission).await;
 }

@@ -17,7 +17,6 @@ use super::{response, AppState};
 use crate::auth::Identity;
 use crate::error::{Code, Error};
 use crate::lifecycle::Phase;
-use crate::protocol::Codec;
 use crate::protocol::wire::handshake::{self, Accepted};
 
 /// `GET /ws`.
