@@ -79,7 +79,8 @@ impl Caps {
             Caps::Usual => !channel.as_str().starts_with(PRIVATE),
             Caps::Listed(caps) => {
                 let target = format!("channel.{channel}");
-                let matches = |pattern: &Pattern| pattern.matches(&target) || pattern.matches(channel.as_str());
+                let matches =
+                    |pattern: &Pattern| pattern.matches(&target) || pattern.matches(channel.as_str());
                 caps.iter().any(|cap| matches!(cap, Cap::Subscribe(pattern) if matches(pattern)))
             }
         }

@@ -210,8 +210,7 @@ impl Hub {
         workers: impl Iterator<Item = usize>,
         command: impl Fn() -> Command,
     ) -> Result<(), Full> {
-        let permits =
-            workers.map(|worker| self.permit(worker)).collect::<Result<SmallVec<[_; 8]>, _>>()?;
+        let permits = workers.map(|worker| self.permit(worker)).collect::<Result<SmallVec<[_; 8]>, _>>()?;
         for permit in permits.into_iter().flatten() {
             permit.send(command());
         }
@@ -286,8 +285,8 @@ impl Reservation<'_> {
 mod tests {
     use super::*;
     use crate::clock::Now;
-    use crate::protocol::publish::PublishRequest;
     use crate::protocol::message::Sender;
+    use crate::protocol::publish::PublishRequest;
 
     fn rendered() -> Arc<Rendered> {
         let request: PublishRequest = serde_json::from_str(r#"{"to":"broadcast"}"#).unwrap();

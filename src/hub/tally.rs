@@ -81,10 +81,10 @@ mod tests {
     fn tally() -> (Tally, TallyView, mpsc::Receiver<Told>) {
         let (tell, told) = mpsc::channel();
         let first = tell.clone();
-        let (tally, view) = Tally::new(
-            Some(Box::new(move || first.send(Told::First).unwrap())),
-            move |taken| tell.send(Told::All(taken)).unwrap(),
-        );
+        let (tally, view) =
+            Tally::new(Some(Box::new(move || first.send(Told::First).unwrap())), move |taken| {
+                tell.send(Told::All(taken)).unwrap()
+            });
         (tally, view, told)
     }
 

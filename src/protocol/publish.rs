@@ -80,7 +80,14 @@ impl<'a> PublishRequest<'a> {
 
 impl<'de: 'a, 'a> Deserialize<'de> for PublishRequest<'a> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        PublishFields::deserialize(from)?.read().map_err(serde::de::Error::custom)
+        use serde::de::Error;
+        let json = <&RawValue>::deserialize(from)?.get();
+        // An array would be taken for the fields in their order.
+        if !json.starts_with('{') {
+            return Err(Error::custom("a message is a JSON object"));
+        }
+        let fields: PublishFields = serde_json::from_str(json).map_err(Error::custom)?;
+        fields.read().map_err(Error::custom)
     }
 }
 
@@ -205,6 +212,8 @@ mod tests {
     #[test]
     fn the_error_names_the_field() {
         for (body, part) in [
+            (r#"["user.1"]"#, "a message is a JSON object"),
+            (r#"{"to":"user.1","to":"user.2"}"#, "duplicate field `to`"),
             (r#"{}"#, "to: is missing"),
             (r#"{"to":null}"#, "to: is missing"),
             (r#"{"to":5}"#, "to: invalid type: integer `5`"),
@@ -225,7 +234,8 @@ mod tests {
 
     #[test]
     fn null_means_absent_in_every_optional_field() {
-        let nulls = r#"{"to":"user.1","payload":null,"event":null,"ttl":null,"delivery":null,"message_id":null}"#;
+        let nulls =
+            r#"{"to":"user.1","payload":null,"event":null,"ttl":null,"delivery":null,"message_id":null}"#;
         let message = parse(nulls).unwrap();
         assert_eq!(&message.payload.bytes[..], b"null");
         assert_eq!((message.event, message.expires), (None, None));

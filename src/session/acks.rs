@@ -70,8 +70,7 @@ impl AckWindow {
 
     /// A frame that is alone may be larger than the bound: a client that acknowledges gets messages of any size.
     fn has_room(&self, bytes: usize) -> bool {
-        self.unacked.is_empty()
-            || self.unacked.len() < WINDOW && self.unacked_bytes + bytes <= self.bytes_max
+        self.unacked.is_empty() || self.unacked.len() < WINDOW && self.unacked_bytes + bytes <= self.bytes_max
     }
 
     fn open(&mut self, id: MessageId, tally: Tally, bytes: usize, now: u32) {

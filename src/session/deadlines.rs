@@ -110,12 +110,21 @@ mod tests {
             let due = |watched: Watched, after: u32| watched.due(&INTERVALS, start.wrapping_add(after));
             assert_eq!((due(calm, 999), due(calm, 1_000)), (Due::Nothing, Due::Ping));
             let unknown = Watched { is_authenticated: false, ..calm };
-            assert_eq!((due(unknown, 99), due(unknown, 100)), (Due::Nothing, Due::Close(CloseCode::Unauthorized)));
+            assert_eq!(
+                (due(unknown, 99), due(unknown, 100)),
+                (Due::Nothing, Due::Close(CloseCode::Unauthorized))
+            );
             let silent = Watched { awaits_pong: true, ..calm };
-            assert_eq!((due(silent, 399), due(silent, 400)), (Due::Nothing, Due::Close(CloseCode::PingTimeout)));
+            assert_eq!(
+                (due(silent, 399), due(silent, 400)),
+                (Due::Nothing, Due::Close(CloseCode::PingTimeout))
+            );
             let unfinished = Unfinished::follow(None, Some(7), start);
             let slow = Watched { unfinished, pinged_at: start.wrapping_add(9_500), ..calm };
-            assert_eq!((due(slow, 9_999), due(slow, 10_000)), (Due::Nothing, Due::Close(CloseCode::Protocol)));
+            assert_eq!(
+                (due(slow, 9_999), due(slow, 10_000)),
+                (Due::Nothing, Due::Close(CloseCode::Protocol))
+            );
             let overdue = Watched { are_acks_overdue: true, ..calm };
             assert_eq!(due(overdue, 0), Due::Close(CloseCode::NoAcks));
             let expired = Watched { is_token_expired: true, ..calm };

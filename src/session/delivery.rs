@@ -153,11 +153,16 @@ impl WorkerState {
         match &block.audience {
             Audience::Everyone => {
                 let sessions = self.sessions.borrow();
-                sessions.iter().map(|(_, session)| session).filter(|session| session.is_open()).for_each(send);
+                sessions
+                    .iter()
+                    .map(|(_, session)| session)
+                    .filter(|session| session.is_open())
+                    .for_each(send);
             }
             Audience::Channel(channel) => {
                 let subscriptions = self.subscriptions.borrow();
-                let others = subscriptions.of(channel).filter(|session| Some(session.counter) != block.except);
+                let others =
+                    subscriptions.of(channel).filter(|session| Some(session.counter) != block.except);
                 others.for_each(send);
             }
         }

@@ -52,7 +52,9 @@ impl Replies {
 
     pub(super) fn reserve(&self) -> Result<ReplyPermit, Error> {
         let permit = self.0.clone().try_reserve_owned();
-        permit.map(ReplyPermit).map_err(|_| Error::new(Code::Overloaded, "too many publishes await their reply"))
+        permit
+            .map(ReplyPermit)
+            .map_err(|_| Error::new(Code::Overloaded, "too many publishes await their reply"))
     }
 }
 

@@ -100,10 +100,9 @@ impl WorkerState {
     pub(super) fn leave_forbidden_channels(&self, session: &Session) {
         let Some(identity) = session.identity() else { return };
         let forbidden: Vec<ChannelName> = match session.channels.borrow().as_ref() {
-            Some(channels) => (channels.keys())
-                .filter(|channel| !identity.caps.may_subscribe(channel))
-                .cloned()
-                .collect(),
+            Some(channels) => {
+                (channels.keys()).filter(|channel| !identity.caps.may_subscribe(channel)).cloned().collect()
+            }
             None => return,
         };
         for channel in forbidden {

@@ -14,6 +14,7 @@ mod checker;
 mod record;
 
 mod broker_away;
+mod channels;
 mod churn;
 mod credentials;
 mod deploy;

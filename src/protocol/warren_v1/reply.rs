@@ -166,7 +166,8 @@ mod tests {
         let id = MessageId::new("m").unwrap();
         let settlement = Settlement::Delivered { sessions: 2 };
         let value: Value =
-            serde_json::from_slice(&reply(Some("\"x\""), &Reply::Settled(Settled::new(&id, &settlement)))).unwrap();
+            serde_json::from_slice(&reply(Some("\"x\""), &Reply::Settled(Settled::new(&id, &settlement))))
+                .unwrap();
         assert_eq!(
             value,
             json!({"type":"reply","id":"x","outcome":"delivered","message_id":"m","sessions":2})

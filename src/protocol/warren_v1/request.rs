@@ -46,10 +46,15 @@ struct Frame<'a> {
 
 /// Parses a text message. The refusal has the request id where one could be read.
 pub fn parse(text: &str) -> Result<Request<'_>, Refusal<'_>> {
-    let frame: Frame = serde_json::from_str(text).map_err(|error| Refusal {
+    let unreadable = |problem: &dyn fmt::Display| Refusal {
         id: None,
-        error: Error::bad_request(format!("not a warren.v1 frame: {error}")),
-    })?;
+        error: Error::bad_request(format!("not a warren.v1 frame: {problem}")),
+    };
+    // An array would be taken for the fields in their order.
+    if !text.trim_start().starts_with('{') {
+        return Err(unreadable(&"a JSON object is expected"));
+    }
+    let frame: Frame = serde_json::from_str(text).map_err(|error| unreadable(&error))?;
     let id = request_id(frame.id).map_err(|error| Refusal { id: None, error })?;
     match read_body(frame) {
         Ok(body) => Ok(Request { id, body }),
@@ -162,6 +167,7 @@ mod tests {
         for (text, part) in [
             ("", "warren.v1"),
             ("[]", "warren.v1"),
+            (r#"["ping",1]"#, "warren.v1"),
             ("{\"id\":1}", "type: is missing"),
             (r#"{"type":5,"id":1}"#, "type: invalid type"),
             (r#"{"type":"dance","id":1}"#, "type: not known"),
