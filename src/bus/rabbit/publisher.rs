@@ -4,6 +4,7 @@
 //! publishes. The task outlives connections; between two of them it answers whatever it is handed.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -85,9 +86,25 @@ pub struct Job {
 pub struct LaneChannel {
     pub channel: Channel,
     pub header_bytes_max: usize,
-    /// Told the lane's number when the channel fails: the supervisor then opens another one.
-    pub failed: mpsc::Sender<usize>,
+    /// The lane's place among those of its connection.
     pub lane: usize,
+    /// Told when the channel fails: the supervisor then opens another one, or the whole connection.
+    pub failed: mpsc::Sender<usize>,
+}
+
+/// Counts what the broker closed a lane's channel or connection for, which a publish on it must have caused.
+#[derive(Debug, Clone, Default)]
+pub struct Closures(Arc<AtomicU64>);
+
+impl Closures {
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Before any publish is answered because of it.
+    pub fn add(&self) {
+        self.0.fetch_add(1, Ordering::Release);
+    }
 }
 
 /// Runs until the inbox is closed.
@@ -95,16 +112,27 @@ pub async fn run_lane(
     shared: Shared,
     mut inbox: mpsc::Receiver<Job>,
     mut channels: watch::Receiver<Option<LaneChannel>>,
+    closures: Closures,
 ) {
+    // Handed in while a channel of a sound connection is opened anew.
+    let mut held = Vec::new();
     loop {
         let current = channels.borrow_and_update().clone();
         if let Some(lane_channel) = current {
             let mut flight = Flight::new(shared.clone(), lane_channel);
-            if !flight.run(&mut inbox, &mut channels).await {
-                return;
+            held.drain(..).for_each(|job| flight.send(job));
+            match flight.run(&mut inbox, &mut channels).await {
+                Ended::Inbox => return,
+                Ended::Channel => continue,
+                Ended::Failed(error) => {
+                    if !flight.fail(error, &mut inbox, &mut channels, &closures, &mut held).await {
+                        return;
+                    }
+                }
             }
             continue;
         }
+        held.clear();
         tokio::select! {
             // A channel is there before the link says so; a publish that follows must not be turned away.
             biased;
@@ -112,6 +140,15 @@ pub async fn run_lane(
             job = inbox.recv() => if job.is_none() { return },
         }
     }
+}
+
+/// Why a flight is over.
+enum Ended {
+    /// No more jobs can come.
+    Inbox,
+    /// The channel was taken away.
+    Channel,
+    Failed(LinkError),
 }
 
 /// A publish that the broker has not confirmed.
@@ -169,12 +206,11 @@ impl Flight<()> {
 }
 
 impl<F: std::future::Future<Output = Confirmed>> Flight<F> {
-    /// Runs until the channel is taken away or fails (`true`), or until no more jobs can come (`false`).
     async fn run(
         &mut self,
         inbox: &mut mpsc::Receiver<Job>,
         channels: &mut watch::Receiver<Option<LaneChannel>>,
-    ) -> bool {
+    ) -> Ended {
         let mut batch = Vec::with_capacity(BATCH);
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -182,24 +218,24 @@ impl<F: std::future::Future<Output = Confirmed>> Flight<F> {
         loop {
             let mut sent = 0;
             tokio::select! {
-                changed = channels.changed() => return changed.is_ok(),
+                changed = channels.changed() => return if changed.is_ok() { Ended::Channel } else { Ended::Inbox },
                 count = inbox.recv_many(&mut batch, BATCH) => {
                     if count == 0 {
-                        return false;
+                        return Ended::Inbox;
                     }
                     sent = count;
                     batch.drain(..).for_each(|job| self.send(job));
                 }
                 Some(confirmed) = self.confirms.next(), if !self.confirms.is_empty() => {
                     if let Err(error) = self.take_all(confirmed) {
-                        return self.fail(error.into(), inbox, channels).await;
+                        return Ended::Failed(error.into());
                     }
                 }
                 now = tick.tick() => {
                     self.expire(now);
                     let well = self.shared.link.borrow().publishing == Publishing::Ready;
                     if self.unanswered.stuck(|sequence| self.pending.contains_key(&sequence), well, now) {
-                        return self.fail(LinkError::Late("a publish"), inbox, channels).await;
+                        return Ended::Failed(LinkError::Late("a publish"));
                     }
                 }
             }
@@ -207,7 +243,7 @@ impl<F: std::future::Future<Output = Confirmed>> Flight<F> {
                 // What was handed in is sent when it is polled.
                 if let Some(Some(confirmed)) = self.confirms.next().now_or_never() {
                     if let Err(error) = self.take_all(confirmed) {
-                        return self.fail(error.into(), inbox, channels).await;
+                        return Ended::Failed(error.into());
                     }
                 }
                 sleep(GATHER_FOR).await;
@@ -215,23 +251,37 @@ impl<F: std::future::Future<Output = Confirmed>> Flight<F> {
         }
     }
 
-    /// The channel is of no use any more: answers what is in flight and what comes, until there is another one.
+    /// The channel is of no use any more: answers what is in flight, and waits for another channel, or for the loss of
+    /// the connection. `false`: no more jobs can come.
     async fn fail(
         &mut self,
         error: LinkError,
         inbox: &mut mpsc::Receiver<Job>,
         channels: &mut watch::Receiver<Option<LaneChannel>>,
+        closures: &Closures,
+        held: &mut Vec<Job>,
     ) -> bool {
         debug!(%error, "publishing channel failed");
-        self.pending.clear();
-        // As wide as there are lanes, each of which fails once.
+        if matches!(&error, LinkError::Amqp(error) if error.is_amqp_soft_error()) {
+            closures.add();
+            self.pending.clear();
+        }
+        if matches!(error, LinkError::Late(_)) {
+            self.pending.clear();
+        }
         let _ = self.link.failed.try_send(self.link.lane);
+        let mut tick = interval(TICK);
         loop {
             tokio::select! {
-                biased;
                 changed = channels.changed() => return changed.is_ok(),
-                // Dropping it answers.
-                job = inbox.recv() => if job.is_none() { return false },
+                job = inbox.recv() => match job {
+                    Some(job) => held.push(job),
+                    None => return false,
+                },
+                now = tick.tick() => {
+                    self.expire(now);
+                    held.retain(|job| job.accepted + PUBLISH_DEADLINE > now + 3 * TICK);
+                }
             }
         }
     }
