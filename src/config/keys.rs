@@ -116,7 +116,7 @@ pub const KEYS: &[Key] = &[
     number("IN_FLIGHT_PER_SESSION", [256, 1, 65_536], "publishes", "not yet settled, of one session"),
     number("PENDING_MAX", [65_536, 1, 4_194_304], "messages", "not yet settled, on this node"),
     number("HANDSHAKES_MAX", [2048, 1, 65_536], "connections", "handshakes at once, and as many other HTTP connections; a newcomer takes the slot of the longest idle one"),
-    number("CONNECTIONS_PER_ADDRESS", [512, 1, 65_536], "connections", "HTTP connections that are not sessions, of one client address (IPv6: of one /64); a newcomer takes the slot of the longest idle one"),
+    number("CONNECTIONS_PER_ADDRESS", [1024, 1, 65_536], "connections", "HTTP connections that are not sessions, of one client address (IPv6: of one /64); a newcomer takes the slot of the longest idle one"),
     // how long
     number("PING_INTERVAL_MS", [25_000, 100, 300_000], "ms", "between pings to a client"),
     number("PONG_TIMEOUT_MS", [10_000, 50, 300_000], "ms", "no answer to a ping by then closes with 4104"),

@@ -164,7 +164,8 @@ mod tests {
         drop(one);
         assert!(late.grow(1));
         drop((late, others));
-        assert_eq!((budget.lock().total, budget.lock().by_caller.len()), (0, 0));
+        let in_flight = budget.lock();
+        assert_eq!((in_flight.total, in_flight.by_caller.len()), (0, 0));
     }
 
     #[tokio::test]

@@ -39,14 +39,14 @@ pub(super) async fn post(
     // The body of a request without good credentials is not even read.
     let caller = match caller {
         Ok(caller) => caller,
-        Err(error) => return response::closing(response::error(&error)),
+        Err(error) => return response::error(&error),
     };
     if let Err(refusal) = check_encoding(&headers) {
-        return response::closing(refusal);
+        return refusal;
     }
     // Paid before the body is read, so that reading and parsing has its price as well.
     if !take_token(&state, &caller) {
-        return response::closing(response::error(&rate_limited()));
+        return response::error(&rate_limited());
     }
     let single = (state.max_message_bytes + FIELDS_BYTES_MAX).min(BATCH_BYTES_MAX);
     let limits = BodyLimits { single, batch: BATCH_BYTES_MAX, timeout: state.body_timeout };

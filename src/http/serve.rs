@@ -43,7 +43,7 @@ const WAITING_FACTOR: usize = 4;
 const EVICTION_PAUSE: Duration = Duration::from_millis(2);
 /// For a client that gets no slot: told at once, so that its balancer asks another node.
 const NO_SLOT: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
-    content-type: application/json\r\ncontent-length: 89\r\n\r\n\
+    content-type: application/json\r\ncontent-length: 91\r\n\r\n\
     {\"error\":{\"code\":\"overloaded\",\"message\":\"too many connections at the moment\",\"retry\":true}}";
 
 /// What connections may take; shared by all listeners of an address.
