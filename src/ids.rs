@@ -61,6 +61,13 @@ macro_rules! text_id {
             }
         }
 
+        /// Tables with such keys can be asked by the bare text.
+        impl std::borrow::Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(&self.0)

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use crate::ids::ChannelName;
 use crate::protocol::target::Target;
 
+/// Channels whose names begin like this need a capability that names them.
+pub const PRIVATE: &str = "private.";
+
 /// Cheap to clone: every session has one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Caps {
-    /// Of a token without the claim: publish to users, sessions and channels, subscribe to channels; no
-    /// broadcast, no API.
+    /// Of a token without the claim: publish to users, sessions and channels, subscribe to channels that are not
+    /// [`PRIVATE`]; no broadcast, no API.
     Usual,
     /// Of everybody in insecure mode.
     All,
@@ -24,7 +27,7 @@ pub enum Cap {
     Api,
     /// `publish:<pattern>`, over the text of a target.
     Publish(Pattern),
-    /// `subscribe:<pattern>`, over `channel.<name>`.
+    /// `subscribe:<pattern>`, over the channel's name or `channel.<name>`.
     Subscribe(Pattern),
 }
 
@@ -72,10 +75,13 @@ impl Caps {
 
     pub fn may_subscribe(&self, channel: &ChannelName) -> bool {
         match self {
-            Caps::All | Caps::Usual => true,
+            Caps::All => true,
+            Caps::Usual => !channel.as_str().starts_with(PRIVATE),
             Caps::Listed(caps) => {
-                let channel = format!("channel.{channel}");
-                caps.iter().any(|cap| matches!(cap, Cap::Subscribe(pattern) if pattern.matches(&channel)))
+                let target = format!("channel.{channel}");
+                let matches =
+                    |pattern: &Pattern| pattern.matches(&target) || pattern.matches(channel.as_str());
+                caps.iter().any(|cap| matches!(cap, Cap::Subscribe(pattern) if matches(pattern)))
             }
         }
     }
@@ -129,6 +135,9 @@ mod tests {
         assert!(!Caps::Usual.may_publish(&Target::Broadcast) && !Caps::Usual.api());
         assert!(Caps::All.may_publish(&Target::Broadcast) && Caps::All.api());
         assert!(Caps::Usual.may_subscribe(&room));
+        let private = ChannelName::new("private.x").unwrap();
+        assert!(!Caps::Usual.may_subscribe(&private) && Caps::All.may_subscribe(&private));
+        assert!(Caps::from_claim(["subscribe:private.*"]).may_subscribe(&private));
         assert!(Caps::from_claim(["subscribe:channel.ro*"]).may_subscribe(&room));
         assert!(!Caps::from_claim(["publish:channel.room"]).may_subscribe(&room));
         assert!(Caps::from_claim(["api"]).api() && !Caps::from_claim(["publish:*"]).api());

@@ -94,7 +94,9 @@ pub struct Abandoned {
 pub enum BoxEvent {
     Mail(BoxMail),
     /// The marker of a round came back: all mail that lay in the box when the round began has been handed over.
-    RoundEnd { abandoned: Vec<Abandoned> },
+    RoundEnd {
+        abandoned: Vec<Abandoned>,
+    },
 }
 
 /// What a reader asks for.

@@ -20,6 +20,7 @@ use crate::ids::{Incarnation, NodeId, UserKey};
 
 mod answer;
 mod boxes;
+mod marker;
 pub mod memory;
 pub mod rabbit;
 
@@ -45,8 +46,10 @@ pub enum Destination {
     Ingress(String),
     /// `warren.dead`: for a person to look at.
     Dead,
-    /// One queue by its name: a backend's reply queue.
+    /// One queue by its name: a backend's reply queue. Never one of ours.
     Queue(String),
+    /// A box that is there; [`Bus::deposit`] makes it as well.
+    Box(BoxNumber),
 }
 
 /// The standard properties of an AMQP message (basic class, AMQP 0-9-1 section 1.8.3), and flat text headers.
@@ -67,6 +70,9 @@ pub struct Properties {
     pub user_id: Option<String>,
     /// Only what is ours to read or to carry through; nested tables and binary values never get here.
     pub headers: SmallVec<[(String, String); 2]>,
+    /// Incoming only: some properties or the routing key could not be decoded, were dropped or replaced, and
+    /// this says which and why. Such a message is for the dead queue, whatever the rest of it says.
+    pub unreadable: Option<String>,
 }
 
 impl Properties {
@@ -205,6 +211,17 @@ pub struct Link {
     /// was in them are gone.
     pub incarnation: Option<Incarnation>,
     pub publishing: Publishing,
+    pub topology: TopologyState,
+}
+
+/// Whether the exchanges, queues and bindings that the node relies on are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TopologyState {
+    #[default]
+    Whole,
+    /// Something was missing at the last look, or a policy of the broker breaks a promise; the log says what. The
+    /// node makes again what it may, and works on as well as it can, but should get no new clients meanwhile.
+    Damaged,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -214,6 +231,9 @@ pub enum Publishing {
     Ready,
     /// The broker stopped taking messages (memory or disk alarm); deliveries go on.
     Blocked,
+    /// The connection is there, but the broker has not confirmed, or a probe has not come back, for
+    /// [`PUBLISH_DEADLINE`]. Publishes are refused until something comes.
+    Silent,
 }
 
 impl Link {
@@ -246,7 +266,11 @@ pub trait Bus: Send + Sync + 'static {
     fn deposit(&self, to: BoxNumber, properties: Properties, body: Bytes, done: Done);
 
     /// Reads a box, for these users: the first round begins at once. See [`BoxReader`].
-    fn attach_box(&self, number: BoxNumber, users: Vec<UserKey>) -> BoxFuture<'static, Result<Attach, BoxError>>;
+    fn attach_box(
+        &self,
+        number: BoxNumber,
+        users: Vec<UserKey>,
+    ) -> BoxFuture<'static, Result<Attach, BoxError>>;
 
     /// How many boxes there are.
     fn boxes(&self) -> BoxSettings;

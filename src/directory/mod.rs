@@ -133,7 +133,8 @@ impl Directory {
     /// Whether this node has the lowest id of all live nodes: where one of them is to act for all.
     pub fn is_first_node(&self) -> bool {
         let state = self.read();
-        state.peers.iter().next().is_none_or(|(first, _)| state.own.node < *first)
+        let first = state.peers.iter().next();
+        first.is_none_or(|(first, _)| state.own.node < *first)
     }
 
     /// The live peers, by node id. Without this node itself, which [`this_node`](Self::this_node) describes.

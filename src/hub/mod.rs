@@ -3,7 +3,11 @@
 //! A session's counter names its worker (`counter % workers`), so that a session id alone finds the socket.
 //! Everything a worker is told goes through one bounded queue per worker. Overflow policy: the caller gets
 //! [`Full`] and waits (what came from the bus) or refuses (what a client sends), nothing is dropped.
+//!
+//! Locks: each shard's mutex is held for the time of one table access. While it is held the hub takes no other lock and
+//! calls nothing.
 
+mod channels;
 mod tally;
 
 use std::collections::HashMap;
@@ -14,11 +18,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use smallvec::SmallVec;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
-use crate::ids::UserId;
+use crate::ids::{ChannelName, UserId};
 use crate::protocol::close::CloseCode;
 use crate::protocol::message::Rendered;
 
-pub use tally::Tally;
+use channels::Channels;
+pub use tally::{Tally, TallyView};
 
 /// Commands waiting for one worker.
 pub const WORKER_QUEUE_MAX: usize = 4096;
@@ -42,6 +47,8 @@ pub enum Command {
     Deliver { counters: Counters, message: Arc<Rendered>, tally: Tally },
     /// A message for every session.
     Broadcast { message: Arc<Rendered> },
+    /// A message for every session that subscribes to a channel, but for one: that of a publisher who wants no echo.
+    Channel { channel: ChannelName, message: Arc<Rendered>, except: Option<u64> },
     /// Every session is told that it may have missed messages.
     Gap { reason: &'static str },
     /// Close these sessions; the tally counts those that were there.
@@ -66,6 +73,7 @@ pub struct Hub {
     shards: Box<[Mutex<Shard>]>,
     hasher: std::collections::hash_map::RandomState,
     workers: Box<[mpsc::Sender<Command>]>,
+    channels: Channels,
     sessions: AtomicUsize,
     users: AtomicUsize,
 }
@@ -78,6 +86,7 @@ impl Hub {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             hasher: Default::default(),
             workers: senders.into(),
+            channels: Channels::new(),
             sessions: AtomicUsize::new(0),
             users: AtomicUsize::new(0),
         };
@@ -101,34 +110,39 @@ impl Hub {
         self.users.load(Ordering::Relaxed)
     }
 
-    /// Adds a session. `first` runs if the user had none here, under the lock that orders it with the `last`
-    /// of a concurrent [`Hub::unregister`]; it must not call the hub.
-    pub fn register(&self, user: &UserId, session: Local, first: impl FnOnce()) {
+    /// Adds a session. `true`: it is the user's first one here.
+    ///
+    /// The hub calls nothing while it holds a lock. A caller that keeps another table in step with the first and last
+    /// session of a user orders its own calls: see [`crate::router`].
+    #[must_use]
+    pub fn register(&self, user: &UserId, session: Local) -> bool {
         let mut shard = self.shard(user);
         let sessions = shard.entry(user.clone()).or_default();
         sessions.push(session);
         self.sessions.fetch_add(1, Ordering::Relaxed);
-        if sessions.len() == 1 {
-            self.users.fetch_add(1, Ordering::Relaxed);
-            first();
-        }
+        let is_first = sessions.len() == 1;
+        self.users.fetch_add(usize::from(is_first), Ordering::Relaxed);
+        is_first
     }
 
-    /// Removes one session, by its counter, so that a late end never removes a newer session of the user.
-    pub fn unregister(&self, user: &UserId, counter: u64, last: impl FnOnce()) {
+    /// Removes one session, by its counter, so that a late end never removes a newer session of the user. `true`: it
+    /// was the user's last one here.
+    #[must_use]
+    pub fn unregister(&self, user: &UserId, counter: u64) -> bool {
         let mut shard = self.shard(user);
-        let Some(sessions) = shard.get_mut(user) else { return };
-        let Some(at) = sessions.iter().position(|session| session.counter == counter) else { return };
+        let Some(sessions) = shard.get_mut(user) else { return false };
+        let Some(at) = sessions.iter().position(|session| session.counter == counter) else { return false };
         sessions.remove(at);
         self.sessions.fetch_sub(1, Ordering::Relaxed);
-        if sessions.is_empty() {
+        let is_last = sessions.is_empty();
+        if is_last {
             shard.remove(user);
             self.users.fetch_sub(1, Ordering::Relaxed);
-            last();
         }
+        is_last
     }
 
-    /// Everybody here.
+    /// Every user with a session here.
     pub fn user_ids(&self) -> Vec<UserId> {
         let shards = self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner));
         shards.flat_map(|shard| shard.keys().cloned().collect::<Vec<_>>()).collect()
@@ -173,15 +187,52 @@ impl Hub {
         self.reserve(self.sessions_of(user).iter().map(|session| session.counter).collect())
     }
 
-    /// Hands a message to everybody who is connected.
+    /// Hands a message to every session of this node.
     pub fn deliver_all(&self, message: &Arc<Rendered>) -> Result<(), Full> {
-        let permits = (0..self.workers.len())
-            .map(|worker| self.permit(worker))
-            .collect::<Result<SmallVec<[_; 8]>, _>>()?;
+        self.tell_workers(0..self.workers.len(), || Command::Broadcast { message: message.clone() })
+    }
+
+    /// Hands a message to the subscribers of a channel on this node, except the session with the counter `except`.
+    pub fn deliver_channel(
+        &self,
+        channel: &ChannelName,
+        message: &Arc<Rendered>,
+        except: Option<u64>,
+    ) -> Result<(), Full> {
+        let workers = self.channels.workers(channel);
+        let command = || Command::Channel { channel: channel.clone(), message: message.clone(), except };
+        self.tell_workers(workers.into_iter(), command)
+    }
+
+    /// One command to each of these workers: all of them get it, or none.
+    fn tell_workers(
+        &self,
+        workers: impl Iterator<Item = usize>,
+        command: impl Fn() -> Command,
+    ) -> Result<(), Full> {
+        let permits = workers.map(|worker| self.permit(worker)).collect::<Result<SmallVec<[_; 8]>, _>>()?;
         for permit in permits.into_iter().flatten() {
-            permit.send(Command::Broadcast { message: message.clone() });
+            permit.send(command());
         }
         Ok(())
+    }
+
+    /// A session of this worker subscribes to a channel. `true`: the first subscriber on this node. See
+    /// [`Hub::register`] for the order of calls.
+    #[must_use]
+    pub fn subscribe(&self, channel: &ChannelName, worker: usize) -> bool {
+        self.channels.add(channel, worker)
+    }
+
+    /// The inverse of [`Hub::subscribe`]. `true`: it was the last subscriber on this node.
+    #[must_use]
+    pub fn unsubscribe(&self, channel: &ChannelName, worker: usize) -> bool {
+        self.channels.remove(channel, worker)
+    }
+
+    /// How many sessions of this node subscribe to a channel.
+    pub fn subscribers(&self, channel: &ChannelName) -> usize {
+        self.channels.sessions(channel)
     }
 
     /// `None`: the worker has ended, and its sessions with it. That must not stop the others.
@@ -234,9 +285,8 @@ impl Reservation<'_> {
 mod tests {
     use super::*;
     use crate::clock::Now;
-    use crate::protocol::client::PublishRequest;
     use crate::protocol::message::Sender;
-    use std::cell::Cell;
+    use crate::protocol::publish::PublishRequest;
 
     fn rendered() -> Arc<Rendered> {
         let request: PublishRequest = serde_json::from_str(r#"{"to":"broadcast"}"#).unwrap();
@@ -252,15 +302,14 @@ mod tests {
     fn first_and_last_session_of_a_user_are_noticed_once() {
         let (hub, _commands) = Hub::new(2);
         let user = UserId::new("42").unwrap();
-        let (first, last) = (Cell::new(0), Cell::new(0));
-        hub.register(&user, local(1), || first.set(first.get() + 1));
-        hub.register(&user, local(2), || first.set(first.get() + 1));
-        assert_eq!((first.get(), hub.sessions(), hub.users()), (1, 2, 1));
-        hub.unregister(&user, 9, || last.set(9));
-        hub.unregister(&user, 1, || last.set(9));
-        hub.unregister(&user, 1, || last.set(9));
-        hub.unregister(&user, 2, || last.set(last.get() + 1));
-        assert_eq!((last.get(), hub.sessions(), hub.users(), hub.holds(&user)), (1, 0, 0, false));
+        assert!(hub.register(&user, local(1)));
+        assert!(!hub.register(&user, local(2)));
+        assert_eq!((hub.sessions(), hub.users()), (2, 1));
+        assert!(!hub.unregister(&user, 9), "not a session of the user");
+        assert!(!hub.unregister(&user, 1));
+        assert!(!hub.unregister(&user, 1), "gone already");
+        assert!(hub.unregister(&user, 2));
+        assert_eq!((hub.sessions(), hub.users(), hub.holds(&user)), (0, 0, false));
     }
 
     #[test]
@@ -269,7 +318,7 @@ mod tests {
         drop(commands.pop());
         let reservation = hub.reserve(Counters::from_slice(&[1, 2])).unwrap();
         let (tell, told) = std::sync::mpsc::channel();
-        let tally = Tally::new(move |taken| tell.send(taken).unwrap());
+        let (tally, _) = Tally::new(None, move |taken| tell.send(taken).unwrap());
         reservation.deliver(&rendered(), tally);
         hub.deliver_all(&rendered()).unwrap();
         assert!(matches!(commands[0].try_recv(), Ok(Command::Deliver { .. })));
@@ -283,7 +332,7 @@ mod tests {
         let message = rendered();
         let deliver = |counters: &[u64]| {
             let reservation = hub.reserve(Counters::from_slice(counters))?;
-            reservation.deliver(&message, Tally::new(|_| ()));
+            reservation.deliver(&message, Tally::new(None, |_| ()).0);
             Ok(())
         };
         deliver(&[1, 2, 3]).unwrap();

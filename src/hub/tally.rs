@@ -1,37 +1,62 @@
-//! How many sessions took a message: counted wherever its copies go, told once when the last copy is gone.
+//! How many sessions took a message: counted for all of its copies, told when the first session has taken it and when
+//! the last copy is gone.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 
-type Tell = Box<dyn FnOnce(u32) + Send + Sync>;
+type OnFirst = Box<dyn Fn() + Send + Sync>;
+type OnAll = Box<dyn FnOnce(u32) + Send + Sync>;
 
 struct Inner {
-    taken: AtomicU32,
-    tell: Option<Tell>,
+    /// Apart from the copies, so that a [`TallyView`] does not keep them alive.
+    taken: Arc<AtomicU32>,
+    first: Option<OnFirst>,
+    all: Option<OnAll>,
 }
 
 /// Travels with each copy of a frame on this node. A session that has taken the message counts and drops its
-/// copy; one that ends without having taken it only drops. So the count is told exactly once, whatever happens.
+/// copy; one that ends without having taken it only drops its copy. So the count is told exactly once, whatever
+/// happens to the sessions and workers.
 #[derive(Clone)]
 pub struct Tally(Arc<Inner>);
 
+/// Reads a [`Tally`] without being one of its copies.
+#[derive(Debug, Clone)]
+pub struct TallyView(Arc<AtomicU32>);
+
 impl Tally {
-    /// `tell` runs on whichever thread drops the last copy: it must return at once.
-    pub fn new(tell: impl FnOnce(u32) + Send + Sync + 'static) -> Self {
-        Self(Arc::new(Inner { taken: AtomicU32::new(0), tell: Some(Box::new(tell)) }))
+    /// `all` runs once, with the number of sessions that took the message, when the last copy is gone. `first` runs at
+    /// most once and always before `all`: when a session has taken the message while other copies still exist. Both
+    /// run on the thread that counts or drops the copy, must return at once and must take no lock that a caller of
+    /// the hub may hold.
+    pub fn new(first: Option<OnFirst>, all: impl FnOnce(u32) + Send + Sync + 'static) -> (Self, TallyView) {
+        let taken = Arc::new(AtomicU32::new(0));
+        let view = TallyView(taken.clone());
+        (Self(Arc::new(Inner { taken, first, all: Some(Box::new(all)) })), view)
     }
 
     /// One session has taken the message.
     pub fn count(self) {
-        self.0.taken.fetch_add(1, Ordering::Relaxed);
+        let is_first = self.0.taken.fetch_add(1, Ordering::AcqRel) == 0;
+        // This copy is still held, so `all` cannot run before `first` has returned.
+        if let Some(first) = self.0.first.as_ref().filter(|_| is_first && Arc::strong_count(&self.0) > 1) {
+            first();
+        }
+    }
+}
+
+impl TallyView {
+    /// How many sessions have taken the message so far.
+    pub fn taken(&self) -> u32 {
+        self.0.load(Ordering::Acquire)
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Some(tell) = self.tell.take() {
-            tell(*self.taken.get_mut());
+        if let Some(all) = self.all.take() {
+            all(self.taken.load(Ordering::Acquire));
         }
     }
 }
@@ -45,16 +70,51 @@ impl fmt::Debug for Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::mpsc;
+
+    #[derive(Debug, PartialEq, Eq)]
+    enum Told {
+        First,
+        All(u32),
+    }
+
+    fn tally() -> (Tally, TallyView, mpsc::Receiver<Told>) {
+        let (tell, told) = mpsc::channel();
+        let first = tell.clone();
+        let (tally, view) =
+            Tally::new(Some(Box::new(move || first.send(Told::First).unwrap())), move |taken| {
+                tell.send(Told::All(taken)).unwrap()
+            });
+        (tally, view, told)
+    }
 
     #[test]
-    fn tells_once_when_the_last_copy_is_gone() {
-        let (tell, told) = std::sync::mpsc::channel();
-        let tally = Tally::new(move |taken| tell.send(taken).unwrap());
-        let (taken, lost) = (tally.clone(), tally.clone());
+    fn the_end_is_told_once_when_the_last_copy_is_gone() {
+        let (tally, view, told) = tally();
+        let (taken, also_taken, lost) = (tally.clone(), tally.clone(), tally.clone());
         drop(tally);
+        assert_eq!(view.taken(), 0);
         taken.count();
-        assert!(told.try_recv().is_err());
+        assert_eq!((told.try_recv(), view.taken()), (Ok(Told::First), 1));
+        also_taken.count();
+        assert!(told.try_recv().is_err(), "the first session is told of once");
         drop(lost);
-        assert_eq!(told.try_recv(), Ok(1));
+        assert_eq!((told.try_recv(), view.taken()), (Ok(Told::All(2)), 2));
+        assert!(told.try_recv().is_err());
+    }
+
+    #[test]
+    fn the_only_copy_needs_no_word_of_the_first_session() {
+        let (tally, view, told) = tally();
+        tally.count();
+        assert_eq!((told.try_recv(), view.taken()), (Ok(Told::All(1)), 1));
+        assert!(told.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_view_does_not_hold_the_end_up() {
+        let (tally, view, told) = tally();
+        drop(tally);
+        assert_eq!((told.try_recv(), view.taken()), (Ok(Told::All(0)), 0));
     }
 }

@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 use crate::bus::{Delivery, Properties};
 use crate::clock::Now;
 use crate::ids::MessageId;
-use crate::protocol::client::{check_depth, check_event, TTL_MS_MAX};
+use crate::protocol::publish::{check_depth, check_event, TTL_MS_MAX};
 use crate::protocol::message::{Form, Guarantee, Message, Payload, Sender};
 use crate::protocol::target::Target;
 
@@ -26,6 +26,9 @@ pub(super) fn message(
     message_bytes_max: usize,
     now: Now,
 ) -> Result<Message, String> {
+    if let Some(why) = &delivery.properties.unreadable {
+        return Err(why.clone());
+    }
     if delivery.body.len() > message_bytes_max {
         return Err(format!("body: longer than {message_bytes_max} bytes"));
     }

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::ids::MessageId;
 use crate::metrics::Metrics;
 use crate::protocol::message::{Message, Settlement};
-use crate::protocol::server::Settled;
+use crate::protocol::reply::Settled;
 
 /// A step that is to be tried again later.
 pub(super) enum Again {

@@ -158,13 +158,9 @@ impl Router {
 
     async fn close_here(&self, counters: Counters) -> u32 {
         let (tell, told) = oneshot::channel();
-        let tally = Tally::new({
-            let tell = Mutex::new(Some(tell));
-            move |closed| {
-                let tell = tell.lock().unwrap_or_else(PoisonError::into_inner).take();
-                // Whoever asked may have gone away.
-                let _ = tell.map(|tell| tell.send(closed));
-            }
+        // A caller that has gone away needs no answer.
+        let (tally, _) = Tally::new(None, move |closed| {
+            let _ = tell.send(closed);
         });
         loop {
             match self.hub.reserve(counters.clone()) {

@@ -195,10 +195,8 @@ impl Router {
         };
         let reservation = reserved.map_err(|_| key)?;
         let (first, all) = (self.stepper(cell), self.stepper(cell));
-        let tally = Tally::new(
-            Box::new(move || first(Event::FirstTaken(key))),
-            move |sessions| all(Event::Resolved { key, sessions }),
-        );
+        let on_first = Box::new(move || first(Event::FirstTaken(key)));
+        let (tally, _) = Tally::new(Some(on_first), move |sessions| all(Event::Resolved { key, sessions }));
         reservation.deliver(&Rendered::new(message), tally);
         Ok(())
     }

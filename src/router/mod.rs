@@ -13,6 +13,7 @@ pub mod ask;
 mod execute;
 mod mail;
 pub mod path;
+mod presence;
 pub mod readings;
 pub mod strategy;
 mod table;
@@ -78,6 +79,7 @@ pub struct Router {
     mail: MailIndex,
     readings: Readings,
     asks: ask::Asks,
+    presence: presence::Presence,
     /// For the callbacks that outlive a call.
     this: OnceLock<std::sync::Weak<Router>>,
 }
@@ -123,6 +125,7 @@ impl Router {
             stamps: AtomicU64::new(0),
             ingress_is_pressed: AtomicBool::new(false),
             asks: ask::Asks::new(),
+            presence: presence::Presence::new(),
             this: OnceLock::new(),
             settings,
             hub,
@@ -169,29 +172,35 @@ impl Router {
     // ---- sessions ----
 
     /// A session of `user` begins. When this returns, this node's messages for the user reach it, mail first, and the
-    /// other nodes are being told.
+    /// other nodes are being told. See [`presence::Presence`] for the order of locks.
     pub fn open_session(&self, user: &UserId, session: Local) {
-        let mut is_first = false;
-        self.hub.register(user, session, || {
-            is_first = true;
-            self.directory.join(Key::user(user));
-        });
-        if is_first && self.mail.may_have(user) {
+        let stepped = {
+            let _presence = self.presence.lock(user);
+            // The barrier is closed before anything can arrive.
+            let has_mail = !self.hub.holds(user) && self.mail.may_have(user);
             let event = Event::SessionsOpened { may_have_mail: true };
-            self.paths.step(&Target::User(user.clone()), event, Instant::now(), self);
-        }
+            let target = Target::User(user.clone());
+            let stepped = has_mail.then(|| self.paths.step_only(&target, event, Instant::now(), self));
+            if self.hub.register(user, session) {
+                self.directory.join(Key::user(user));
+            }
+            stepped
+        };
+        stepped.into_iter().for_each(|cell| self.paths.execute_of(cell, self));
     }
 
     /// The inverse of [`Router::open_session`].
     pub fn close_session(&self, user: &UserId, counter: u64) {
-        let mut was_last = false;
-        self.hub.unregister(user, counter, || {
-            was_last = true;
+        let stepped = {
+            let _presence = self.presence.lock(user);
+            if !self.hub.unregister(user, counter) {
+                return;
+            }
             self.directory.leave(Key::user(user));
-        });
-        if was_last {
-            self.paths.step_if_there(&Target::User(user.clone()), Event::SessionsGone, Instant::now(), self);
-        }
+            let target = Target::User(user.clone());
+            self.paths.find(&target).map(|_| self.paths.step_only(&target, Event::SessionsGone, Instant::now(), self))
+        };
+        stepped.into_iter().for_each(|cell| self.paths.execute_of(cell, self));
     }
 
     // ---- what this node answers for ----

@@ -58,6 +58,10 @@ impl Cell {
     }
 }
 
+/// A path whose effects are still to be executed.
+#[must_use]
+pub struct Stepped(Option<Arc<Cell>>);
+
 pub struct PathTable {
     by_target: Box<[Mutex<HashMap<Target, Arc<Cell>>>]>,
     hasher: RandomState,
@@ -129,9 +133,6 @@ impl PathTable {
         slots.iter().map(|(_, cell)| cell.clone()).collect()
     }
 
-    pub fn len(&self) -> usize {
-        self.slots.read().unwrap_or_else(PoisonError::into_inner).len()
-    }
 
     /// Steps the path of a target, which is made if there is none.
     pub fn step(&self, target: &Target, event: Event, now: Instant, router: &(impl World + Execute)) {
@@ -153,6 +154,25 @@ impl PathTable {
         }
     }
 
+    /// Steps the path of a target without executing anything: for a caller that holds a lock. What it returns is to be
+    /// handed to [`PathTable::execute_of`] when the lock is released.
+    pub fn step_only(&self, target: &Target, event: Event, now: Instant, world: &impl World) -> Stepped {
+        let mut event = event;
+        loop {
+            let cell = self.find_or_make(target, now);
+            match self.step_and_claim(&cell, event, now, world) {
+                Ok(claimed) => return Stepped(claimed.then_some(cell)),
+                Err(back) => event = back,
+            }
+        }
+    }
+
+    pub fn execute_of(&self, stepped: Stepped, router: &(impl World + Execute)) {
+        if let Some(cell) = stepped.0 {
+            self.execute(&cell, router);
+        }
+    }
+
     /// `Err` gives the event back: the path has been forgotten meanwhile.
     pub fn step_cell(
         &self,
@@ -161,21 +181,30 @@ impl PathTable {
         now: Instant,
         router: &(impl World + Execute),
     ) -> Result<(), Event> {
-        {
-            let mut state = cell.lock();
-            if state.forgotten {
-                return Err(event);
-            }
-            let State { path, effects, .. } = &mut *state;
-            path.step(event, now, router, effects);
-            self.schedule(cell.slot, &mut state, now);
-            if state.executing || state.effects.is_empty() {
-                return Ok(());
-            }
-            state.executing = true;
+        if self.step_and_claim(cell, event, now, router)? {
+            self.execute(cell, router);
         }
-        self.execute(cell, router);
         Ok(())
+    }
+
+    /// Whether the caller is to execute the path's effects.
+    fn step_and_claim(
+        &self,
+        cell: &Arc<Cell>,
+        event: Event,
+        now: Instant,
+        world: &impl World,
+    ) -> Result<bool, Event> {
+        let mut state = cell.lock();
+        if state.forgotten {
+            return Err(event);
+        }
+        let State { path, effects, .. } = &mut *state;
+        path.step(event, now, world, effects);
+        self.schedule(cell.slot, &mut state, now);
+        let claimed = !state.executing && !state.effects.is_empty();
+        state.executing |= claimed;
+        Ok(claimed)
     }
 
     fn schedule(&self, slot: usize, state: &mut State, now: Instant) {

@@ -1,27 +1,40 @@
-//! A token bucket of eight bytes: how many publishes a session may make. Pure.
+//! Token buckets of eight bytes: how many requests a session may make. Pure.
 
 use crate::config::RateLimit;
 
+/// How fast a bucket fills, and how much it holds.
 #[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    /// Nanoseconds until a token has come back.
+    token_ns: u64,
+    burst: u32,
+}
+
+/// Refusals by the rate limit that close a session with 4101. One is forgiven every ten seconds: slow enough to reach
+/// the limit at any rate above the allowed one, fast enough that rare mistakes of a long session do not add up.
+pub(super) const REFUSALS: Pace = Pace { token_ns: 10_000_000_000, burst: 1_000 };
+
+impl From<RateLimit> for Pace {
+    fn from(rate: RateLimit) -> Self {
+        Self { token_ns: 1_000_000_000 / u64::from(rate.per_second.get()), burst: rate.burst.get() }
+    }
+}
+
+/// The generic cell rate algorithm (ITU-T I.371 annex A): the moment at which the bucket will be full again, in
+/// nanoseconds on the worker's clock. Integers only, so that no refill is lost to rounding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Bucket {
-    tokens: f32,
-    /// Milliseconds on the worker's clock.
-    filled_at: u32,
+    full_at_ns: u64,
 }
 
 impl Bucket {
-    pub(super) fn full(rate: Option<RateLimit>, now: u32) -> Self {
-        Self { tokens: rate.map_or(0.0, |rate| rate.burst.get() as f32), filled_at: now }
-    }
+    pub(super) const FULL: Self = Self { full_at_ns: 0 };
 
-    /// Takes a token; `None` if there is none. Without a rate there always is one.
-    pub(super) fn take(mut self, rate: Option<RateLimit>, now: u32) -> Option<Self> {
-        let Some(rate) = rate else { return Some(self) };
-        let passed_s = now.wrapping_sub(self.filled_at) as f32 / 1000.0;
-        let refilled = self.tokens + passed_s * rate.per_second.get() as f32;
-        self.tokens = refilled.min(rate.burst.get() as f32);
-        self.filled_at = now;
-        (self.tokens >= 1.0).then_some(Self { tokens: self.tokens - 1.0, ..self })
+    /// Takes so many tokens, or none if there are not enough. `now_ms` is on the worker's clock.
+    pub(super) fn take(self, pace: Pace, tokens: u32, now_ms: u64) -> Option<Self> {
+        let now_ns = now_ms * 1_000_000;
+        let full_at_ns = self.full_at_ns.max(now_ns) + pace.token_ns * u64::from(tokens);
+        (full_at_ns - now_ns <= pace.token_ns * u64::from(pace.burst)).then_some(Self { full_at_ns })
     }
 }
 
@@ -30,21 +43,62 @@ mod tests {
     use super::*;
     use std::num::NonZeroU32;
 
+    fn pace(per_second: u32, burst: u32) -> Pace {
+        let number = |number| NonZeroU32::new(number).unwrap();
+        RateLimit { per_second: number(per_second), burst: number(burst) }.into()
+    }
+
     #[test]
     fn bursts_then_refills_exactly() {
-        let rate =
-            Some(RateLimit { per_second: NonZeroU32::new(10).unwrap(), burst: NonZeroU32::new(3).unwrap() });
-        let mut bucket = Bucket::full(rate, 0);
+        let pace = pace(10, 3);
+        let mut bucket = Bucket::FULL;
         for _ in 0..3 {
-            bucket = bucket.take(rate, 0).unwrap();
+            bucket = bucket.take(pace, 1, 0).unwrap();
         }
-        assert!(bucket.take(rate, 99).is_none());
-        assert!(bucket.take(rate, 100).is_some());
-        let mut later = bucket.take(rate, 100_000).unwrap();
-        for _ in 0..2 {
-            later = later.take(rate, 100_000).unwrap();
+        assert!(bucket.take(pace, 1, 99).is_none());
+        assert!(bucket.take(pace, 1, 100).is_some());
+        assert!(bucket.take(pace, 2, 100).is_none(), "all or none");
+        let later = bucket.take(pace, 3, 100_000).unwrap();
+        assert!(later.take(pace, 1, 100_000).is_none(), "never more than the burst");
+    }
+
+    #[test]
+    fn no_refill_is_lost_at_a_low_rate_and_a_large_burst() {
+        let pace = pace(1, 1_000_000);
+        let mut bucket = Bucket::FULL.take(pace, 1_000_000, 0).unwrap();
+        for second in 1..=1_000u64 {
+            bucket = bucket.take(pace, 1, second * 1_000).unwrap();
+            assert!(bucket.take(pace, 1, second * 1_000 + 999).is_none());
         }
-        assert!(later.take(rate, 100_000).is_none(), "never more than the burst");
-        assert!(Bucket::full(None, 0).take(None, 0).is_some());
+    }
+
+    /// When a client that asks this often, and is granted 100/s, is closed.
+    fn closed_after_ms(requests_per_second: u64) -> Option<u64> {
+        let pace = pace(100, 200);
+        let (mut bucket, mut refusals) = (Bucket::FULL, Bucket::FULL);
+        for request in 0..requests_per_second * 600 {
+            let now_ms = request * 1_000 / requests_per_second;
+            match bucket.take(pace, 1, now_ms) {
+                Some(left) => bucket = left,
+                None => match refusals.take(REFUSALS, 1, now_ms) {
+                    Some(left) => refusals = left,
+                    None => return Some(now_ms),
+                },
+            }
+        }
+        None
+    }
+
+    #[test]
+    fn a_session_above_its_rate_is_closed_whatever_the_rate() {
+        for rate in [105, 110, 150, 200, 1_000, 10_000, 100_000] {
+            let excess = rate - 100;
+            // A thousand refusals, and the burst before the first of them.
+            let expected_ms = 1_200 * 1_000 / excess;
+            let closed_ms = closed_after_ms(rate).expect("closed");
+            assert!(closed_ms <= expected_ms + expected_ms / 20 + 10, "{rate}/s: after {closed_ms} ms");
+        }
+        assert_eq!(closed_after_ms(100), None);
+        assert_eq!(closed_after_ms(50), None);
     }
 }

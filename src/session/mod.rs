@@ -1,18 +1,26 @@
-//! Sessions: one socket each, owned by one worker, speaking warren.v1.
+//! Sessions: one socket each, owned by one worker, speaking one codec.
 //!
-//! - [`worker`]: a thread's sessions; carries out what the hub tells it; the clock of pings and deadlines.
-//! - `task.rs`: reads one socket and writes what is queued for it.
-//! - `state.rs`: what is known of one session; every frame to a client goes through it.
-//! - `requests.rs`: what a client asks for; `replies.rs`: what became of what it published, on the way back.
-//! - `socket.rs`: the way out with its bounded queue; `acks.rs`: what the client has yet to acknowledge.
-//! - `limiter.rs`: how much may come in.
+//! - [`worker`]: a thread's sessions. `delivery.rs` carries out the hub's commands, `sweep.rs` is the clock of pings,
+//!   deadlines and shutdown; `deadlines.rs` and `drain.rs` hold the pure decisions.
+//! - `task.rs`: reads one socket and writes its queued frames.
+//! - `state.rs`: the state of one session; every frame to its client goes through it.
+//! - `requests.rs`: the requests of a client; `replies.rs`: the fates of its publishes, on the way back.
+//! - `subscriptions.rs`: which of the worker's sessions get the messages of a channel.
+//! - `socket.rs`: the bounded queue of frames to a socket; `acks.rs`: the messages that the client has yet to
+//!   acknowledge.
+//! - `limiter.rs`: how many requests a client may make.
 
 mod acks;
+mod deadlines;
+mod delivery;
+mod drain;
 mod limiter;
 mod replies;
 mod requests;
 mod socket;
 mod state;
+mod subscriptions;
+mod sweep;
 mod task;
 pub mod worker;
 
@@ -24,21 +32,29 @@ use tokio::net::TcpStream;
 use crate::auth::{Identity, Verifier};
 use crate::config::RateLimit;
 use crate::metrics::Metrics;
+use crate::protocol::Codec;
 
-/// How sessions behave; the same for all of a node.
+/// Settings of all sessions of a node.
 #[derive(Clone)]
 pub struct SessionSettings {
     pub verifier: Arc<Verifier>,
     pub metrics: Arc<Metrics>,
-    /// On this node. Overflow policy: whoever comes later is closed with 4100.
+    /// On this node. Overflow policy: the newest is closed with 4100.
     pub sessions_max: usize,
+    /// Sessions of one worker that have no user yet. Overflow policy: the newest is closed with 4100.
+    pub unauthenticated_max: usize,
+    /// Channels of one session. Overflow policy: `bad_request`.
+    pub channels_max: usize,
     pub message_bytes_max: u32,
-    /// Bytes queued for a socket that does not take them. Overflow policy: the socket is closed with 4102.
+    /// Bytes queued for a socket that the client does not read, behind the frame that is being written; and bytes of a
+    /// client that acknowledges: unacknowledged ones, and again those that wait. Overflow policy: the socket is closed
+    /// with 4102.
     pub outbox_bytes_max: usize,
     pub publish_rate: Option<RateLimit>,
     /// Publishes of one session that await their settlement. Overflow policy: `overloaded`.
     pub in_flight_max: u32,
-    /// The same, of all sessions of a worker, and those whose reply is not yet written. Overflow policy: `overloaded`.
+    /// Publishes of all sessions of a worker that await their settlement, or whose reply is not yet written. Overflow
+    /// policy: `overloaded`.
     pub pending_max: usize,
     pub ping_interval: Duration,
     pub pong_timeout: Duration,
@@ -46,13 +62,15 @@ pub struct SessionSettings {
 }
 
 /// A socket whose handshake is done, on its way to its worker.
-#[derive(Debug)]
 pub struct Admission {
     pub stream: TcpStream,
-    /// What the client sent right behind its handshake.
+    /// Bytes that the client sent right behind its handshake.
     pub early: Vec<u8>,
     /// `None`: the first frame must bring a token.
     pub identity: Option<Identity>,
+    /// Counts a socket that has no user yet: dropped when the session has one, or ends.
+    pub unauthenticated: Option<Box<dyn Send>>,
     /// Messages count as delivered when the client acknowledges them, not when they are written.
     pub acknowledges: bool,
+    pub codec: Codec,
 }

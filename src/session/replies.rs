@@ -1,5 +1,5 @@
-//! Settlements on their way back to the sessions that await them: gathered, so that replies for one socket share a
-//! system call.
+//! The replies of the router on their way back to the sessions that await them: written in batches, so that replies for
+//! one socket share a system call.
 
 use std::rc::Rc;
 
@@ -9,64 +9,76 @@ use crate::error::{Code, Error};
 use crate::ids::MessageId;
 use crate::metrics::Door;
 use crate::protocol::message::Settlement;
-use crate::protocol::server::{self, Settled};
-use crate::protocol::wire;
+use crate::protocol::reply::{Reply, Settled};
 use crate::session::state::Session;
 use crate::session::worker::WorkerState;
 
 /// Replies written together.
 pub(super) const BATCH_MAX: usize = 256;
 
-/// What became of a publish.
+/// The reply to a request that the router carries out, for the session that awaits it.
 #[derive(Debug)]
-pub(super) struct Reply {
+pub(super) struct LateReply {
     awaited: Awaited,
-    settlement: Settlement,
+    fate: Fate,
 }
 
-/// Who awaits a reply, and to what.
+/// A request that has no reply yet.
 #[derive(Debug)]
 pub(super) struct Awaited {
     pub(super) counter: u64,
     pub(super) request: Option<String>,
-    pub(super) message: MessageId,
 }
 
-/// Where settlements are handed in, from any thread. Overflow policy: who has no room reserved publishes nothing.
-pub(super) struct Replies(mpsc::Sender<Reply>);
+/// What came of a request.
+#[derive(Debug)]
+pub(super) enum Fate {
+    Settled(MessageId, Settlement),
+    Subscribed { count: u64 },
+}
+
+/// Takes replies from any thread. Overflow policy: a publish for whose reply no room is left is refused with
+/// `overloaded`.
+pub(super) struct Replies(mpsc::Sender<LateReply>);
 
 /// Room for one reply.
-pub(super) struct Room(mpsc::OwnedPermit<Reply>);
+pub(super) struct ReplyPermit(mpsc::OwnedPermit<LateReply>);
 
 impl Replies {
-    pub(super) fn new(max: usize) -> (Self, mpsc::Receiver<Reply>) {
+    pub(super) fn new(max: usize) -> (Self, mpsc::Receiver<LateReply>) {
         let (replies, queue) = mpsc::channel(max);
         (Self(replies), queue)
     }
 
-    pub(super) fn reserve(&self) -> Result<Room, Error> {
-        let room = self.0.clone().try_reserve_owned();
-        room.map(Room).map_err(|_| Error::new(Code::Overloaded, "too many publishes await their reply"))
+    pub(super) fn reserve(&self) -> Result<ReplyPermit, Error> {
+        let permit = self.0.clone().try_reserve_owned();
+        permit
+            .map(ReplyPermit)
+            .map_err(|_| Error::new(Code::Overloaded, "too many publishes await their reply"))
     }
 }
 
-impl Room {
-    pub(super) fn reply(self, awaited: Awaited, settlement: Settlement) {
-        self.0.send(Reply { awaited, settlement });
+impl ReplyPermit {
+    pub(super) fn reply(self, awaited: Awaited, fate: Fate) {
+        self.0.send(LateReply { awaited, fate });
     }
 }
 
-/// Writes replies to the sessions that are still there.
-pub(super) fn write(worker: &WorkerState, batch: &mut Vec<Reply>) {
+/// Writes replies to the sessions that still exist.
+pub(super) fn write(worker: &WorkerState, batch: &mut Vec<LateReply>) {
     let now = worker.now();
     let mut touched: Vec<Rc<Session>> = Vec::with_capacity(batch.len());
-    for Reply { awaited, settlement } in batch.drain(..) {
-        worker.settings.metrics.settled(Door::Session, settlement.outcome());
+    for LateReply { awaited, fate } in batch.drain(..) {
+        if let Fate::Settled(_, settlement) = &fate {
+            worker.settings.metrics.settled(Door::Session, settlement.outcome());
+        }
         let Some(session) = worker.find(awaited.counter) else { continue };
         session.in_flight.set(session.in_flight.get() - 1);
-        let settled = Settled::new(&awaited.message, &settlement);
-        let text = server::reply_settled(awaited.request.as_deref(), &settled);
-        session.push(&wire::text_frame(&text), None, now);
+        let reply = match &fate {
+            Fate::Settled(message, settlement) => Reply::Settled(Settled::new(message, settlement)),
+            Fate::Subscribed { count } => Reply::Subscribed { count: *count },
+        };
+        session.push(&session.codec.reply(awaited.request.as_deref(), &reply), None, now);
         touched.push(session);
     }
     for session in touched {

@@ -1,37 +1,41 @@
-//! What a client asks for: parsed, checked against what it may do, carried out, answered.
+//! The requests of a client: decoded, checked against the rate limit and the client's capabilities, carried out,
+//! answered.
 
 use std::rc::Rc;
 
 use crate::clock::Now;
 use crate::error::{Code, Error};
 use crate::ids::SessionId;
-use crate::protocol::client::{self, PublishRequest, Request, RequestBody};
 use crate::protocol::close::CloseCode;
 use crate::protocol::message::Sender;
-use crate::protocol::server;
-use crate::session::replies::Awaited;
+use crate::protocol::publish::PublishRequest;
+use crate::protocol::reply::Reply;
+use crate::protocol::request::{Refusal, Request, RequestBody};
+use crate::session::limiter::REFUSALS;
+use crate::session::replies::{Awaited, Fate};
 use crate::session::state::{Phase, Session};
 use crate::session::worker::WorkerState;
 
-/// Requests refused by the rate limit in a row before the session is closed with 4101.
-const REFUSED_MAX: u32 = 1_000;
+/// Acknowledgements of ids that the client does not owe, for one token.
+const UNKNOWN_ACKS_PER_TOKEN: usize = 64;
 
-/// Handles one text message. Whatever is wrong with it costs this session an answer, never more.
+/// Handles one text message. A bad message costs this session an answer or its socket, and others nothing.
 pub(super) fn handle(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
     match session.phase.get() {
         Phase::Open => handle_open(worker, session, text),
-        Phase::Unknown => handle_unknown(worker, session, text),
-        Phase::Closing { .. } | Phase::Ended => {}
+        Phase::Unauthenticated => handle_unauthenticated(worker, session, text),
+        Phase::Closing { .. } => handle_closing(worker, session, text),
+        Phase::Ended => {}
     }
 }
 
-fn handle_unknown(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
-    let identity = match client::parse(text).map(|request| request.body) {
+fn handle_unauthenticated(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
+    let identity = match session.codec.decode(text).map(|request| request.body) {
         Ok(RequestBody::Auth(token)) => worker.settings.verifier.verify(&token).ok(),
         _ => None,
     };
     match identity {
-        // Looked at when the socket came, but others may have said sooner who they are.
+        // The limit was checked when the socket came, but other sessions may have authenticated since.
         Some(_) if worker.router.hub().sessions() >= worker.settings.sessions_max => {
             session.close(CloseCode::OverCapacity, 0, worker.now())
         }
@@ -40,58 +44,85 @@ fn handle_unknown(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
     }
 }
 
-fn handle_open(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
-    let now = worker.now();
-    let parsed = client::parse(text);
-    // An acknowledgement is not answered, since it is an answer itself; and it is not limited, since there are no
-    // more of them than messages, and without them no more messages.
-    if let Ok(Request { body: RequestBody::Ack(ids), .. }) = &parsed {
-        if session.acked(ids.iter().map(|id| &**id), now) {
-            return;
-        }
+/// A client that is being closed may have acknowledged messages before it knew: those count, or they would be shown
+/// again. Nothing else does.
+fn handle_closing(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
+    if !session.owes_acks() {
+        return;
     }
-    // Everything else takes a token, also what cannot be understood: nonsense must not be free.
-    if !take_token(worker, session) {
-        let id = parsed.as_ref().map_or(None, |request| request.id);
-        let error = Error::new(Code::RateLimited, "too many requests; slow down");
-        return session.send_text(&server::reply_error(id, &error), now);
-    }
-    let request = match parsed {
-        Ok(request) => request,
-        Err((id, error)) => return session.send_text(&server::reply_error(id, &error), now),
-    };
-    let id = request.id;
-    let refused = match request.body {
-        RequestBody::Publish(publish) => publish_from(worker, session, id, publish),
-        RequestBody::Ping => {
-            session.send_text(&server::reply_ok(id), now);
-            Ok(())
-        }
-        RequestBody::Refresh(token) => refresh(worker, session, id, &token),
-        RequestBody::Auth(_) => Err(Error::bad_request("auth: this session is authenticated already")),
-        RequestBody::Ack(_) => Err(Error::bad_request("ack: this session was not opened with ?ack=client")),
-    };
-    if let Err(error) = refused {
-        session.send_text(&server::reply_error(id, &error), now);
+    if let Ok(Request { body: RequestBody::Ack(ids), .. }) = session.codec.decode(text) {
+        session.on_acks(ids.iter().map(|id| &**id), worker.now());
     }
 }
 
-/// Whether the session may make a request now. One that goes on all the same is closed.
-pub(super) fn take_token(worker: &WorkerState, session: &Session) -> bool {
-    match session.bucket.get().take(worker.settings.publish_rate, worker.now()) {
-        Some(bucket) => {
-            session.bucket.set(bucket);
-            session.refused.set(0);
-            true
-        }
-        None => {
-            session.refused.set(session.refused.get() + 1);
-            if session.refused.get() >= REFUSED_MAX {
-                session.close(CloseCode::RateLimited, 0, worker.now());
+fn handle_open(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
+    let now = worker.now();
+    let decoded = session.codec.decode(text);
+    let id = match &decoded {
+        Ok(request) => request.id,
+        Err(refusal) => refusal.id,
+    };
+    // An acknowledgement has no reply, since it is one itself. It is free as far as messages were delivered.
+    if let Ok(Request { body: RequestBody::Ack(ids), .. }) = &decoded {
+        if let Some(unknown) = session.on_acks(ids.iter().map(|id| &**id), now) {
+            let useless = if ids.is_empty() { 1 } else { unknown };
+            let tokens = useless.div_ceil(UNKNOWN_ACKS_PER_TOKEN) as u32;
+            if tokens > 0 && !take_tokens(worker, session, tokens) {
+                refuse_by_rate(session, id, now);
             }
-            false
+            return;
         }
     }
+    // Malformed frames take a token too.
+    if !take_tokens(worker, session, 1) {
+        return refuse_by_rate(session, id, now);
+    }
+    let done = match decoded {
+        Ok(request) => carry_out(worker, session, request),
+        Err(Refusal { error, .. }) => Err(error),
+    };
+    if let Err(error) = done {
+        session.reply(id, &Reply::Error(&error), now);
+    }
+}
+
+fn refuse_by_rate(session: &Session, id: Option<&str>, now: u32) {
+    let error = Error::new(Code::RateLimited, "too many requests; slow down");
+    session.reply(id, &Reply::Error(&error), now);
+}
+
+fn carry_out(worker: &Rc<WorkerState>, session: &Rc<Session>, request: Request<'_>) -> Result<(), Error> {
+    let id = request.id;
+    match request.body {
+        RequestBody::Publish(publish) => publish_from(worker, session, id, publish)?,
+        RequestBody::Ping => session.reply(id, &Reply::Ok, worker.now()),
+        RequestBody::Subscribe(channel) => worker.subscribe(session, id, &channel)?,
+        RequestBody::Unsubscribe(channel) => worker.on_unsubscribe(session, id, &channel),
+        RequestBody::Refresh(token) => refresh(worker, session, id, &token)?,
+        RequestBody::Auth(_) => {
+            return Err(Error::bad_request("auth: this session is authenticated already"));
+        }
+        RequestBody::Ack(_) => {
+            return Err(Error::bad_request("ack: this session was not opened with ?ack=client"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the session may make a request that costs so many tokens now. A session that goes on after refusals is
+/// closed.
+pub(super) fn take_tokens(worker: &WorkerState, session: &Session, tokens: u32) -> bool {
+    let Some(pace) = worker.pace else { return true };
+    let uptime_ms = worker.uptime_ms();
+    if let Some(left) = session.requests.get().take(pace, tokens, uptime_ms) {
+        session.requests.set(left);
+        return true;
+    }
+    match session.refusals.get().take(REFUSALS, 1, uptime_ms) {
+        Some(left) => session.refusals.set(left),
+        None => session.close(CloseCode::RateLimited, 0, worker.now()),
+    }
+    false
 }
 
 fn refresh(
@@ -106,7 +137,8 @@ fn refresh(
         return Err(refused());
     }
     *session.identity.borrow_mut() = Some(Rc::new(identity));
-    session.send_text(&server::reply_ok(id), worker.now());
+    worker.leave_forbidden_channels(session);
+    session.reply(id, &Reply::Ok, worker.now());
     Ok(())
 }
 
@@ -130,11 +162,12 @@ fn publish_from(
     if session.in_flight.get() >= worker.settings.in_flight_max {
         return Err(Error::new(Code::Overloaded, "too many publishes await their reply"));
     }
-    let room = worker.replies.reserve()?;
+    let permit = worker.replies.reserve()?;
     session.in_flight.set(session.in_flight.get() + 1);
-    let awaited =
-        Awaited { counter: session.counter, request: id.map(str::to_owned), message: message.id.clone() };
-    // Called within the router's deadlines, whatever happens to the session.
-    worker.router.accept(message, Box::new(move |settlement| room.reply(awaited, settlement)));
+    let awaited = Awaited { counter: session.counter, request: id.map(str::to_owned) };
+    let message_id = message.id.clone();
+    // The router settles within its deadlines, also when the session has ended.
+    let settle = move |settlement| permit.reply(awaited, Fate::Settled(message_id, settlement));
+    worker.router.accept(message, Box::new(settle));
     Ok(())
 }

@@ -14,11 +14,11 @@ use crate::hub::Tally;
 /// Frames written with one system call at most; Linux takes up to 1,024 (`UIO_MAXIOV`).
 const SLICES_MAX: usize = 64;
 
-/// What became of a frame.
+/// The result of sending a frame or flushing the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sent {
     Written,
-    /// The peer does not read right now: whoever owns the socket must wait until it is writable.
+    /// The peer does not read right now: the session's task must wait until the socket is writable.
     Queued,
     /// The queue is full: the peer is a slow consumer. The frame was not taken.
     Overflow,
@@ -56,9 +56,10 @@ impl Socket {
         self.queue.is_none()
     }
 
-    /// Writes a frame if nothing is queued, else queues it; `bytes_max` bounds the queue. A frame counts in its
-    /// tally once all of it has been handed to the kernel.
-    pub(super) fn send(&mut self, frame: &Bytes, tally: Option<&Tally>, bytes_max: usize) -> Sent {
+    /// Writes a frame if nothing is queued, else queues it. `bytes_max` bounds what waits behind the first frame of
+    /// the queue, so that a frame of any size can be sent to a peer that reads. A frame counts in its tally once all of
+    /// it has been handed to the kernel.
+    pub(super) fn send(&mut self, frame: &Bytes, tally: Option<Tally>, bytes_max: usize) -> Sent {
         let written = match self.queue {
             Some(_) => 0,
             None => match self.stream.try_write(frame) {
@@ -69,7 +70,7 @@ impl Socket {
         };
         if written == frame.len() {
             if let Some(tally) = tally {
-                tally.clone().count();
+                tally.count();
             }
             return Sent::Written;
         }
@@ -77,25 +78,23 @@ impl Socket {
     }
 
     /// Queues a frame without trying to write it: for a caller that has more to send and then flushes.
-    pub(super) fn push(&mut self, frame: &Bytes, tally: Option<&Tally>, bytes_max: usize) -> Sent {
+    pub(super) fn push(&mut self, frame: &Bytes, tally: Option<Tally>, bytes_max: usize) -> Sent {
         self.enqueue(frame.clone(), tally, false, bytes_max)
     }
 
-    fn enqueue(&mut self, bytes: Bytes, tally: Option<&Tally>, begun: bool, bytes_max: usize) -> Sent {
+    fn enqueue(&mut self, bytes: Bytes, tally: Option<Tally>, begun: bool, bytes_max: usize) -> Sent {
         let queue = self.queue.get_or_insert_default();
-        if queue.bytes + bytes.len() > bytes_max && !begun {
-            if queue.frames.is_empty() {
-                self.queue = None;
-            }
+        let first = queue.frames.front().map_or(bytes.len(), |first| first.bytes.len());
+        if queue.bytes + bytes.len() > first + bytes_max && !queue.frames.is_empty() {
             return Sent::Overflow;
         }
         queue.bytes += bytes.len();
         queue.begun |= begun;
-        queue.frames.push_back(Queued { bytes, tally: tally.cloned() });
+        queue.frames.push_back(Queued { bytes, tally });
         Sent::Queued
     }
 
-    /// Gives up what is queued, but for the rest of a frame that was begun.
+    /// Drops the queued frames, except the rest of a frame that was begun.
     pub(super) fn discard(&mut self) {
         let Some(queue) = &mut self.queue else { return };
         queue.frames.truncate(usize::from(queue.begun));
@@ -105,7 +104,7 @@ impl Socket {
         }
     }
 
-    /// Gives up everything that is queued: nothing will be written any more.
+    /// Drops everything that is queued: nothing will be written any more.
     pub(super) fn abandon(&mut self) {
         self.queue = None;
     }
@@ -186,7 +185,7 @@ mod tests {
 
     fn tally() -> (Tally, mpsc::Receiver<u32>) {
         let (tell, told) = mpsc::channel();
-        (Tally::new(move |taken| tell.send(taken).unwrap()), told)
+        (Tally::new(None, move |taken| tell.send(taken).unwrap()).0, told)
     }
 
     #[tokio::test]
@@ -199,8 +198,7 @@ mod tests {
         }
         sent += 1;
         let (tally, told) = tally();
-        assert_eq!(socket.send(&frame, Some(&tally), 1 << 20), Sent::Queued);
-        drop(tally);
+        assert_eq!(socket.send(&frame, Some(tally), 1 << 20), Sent::Queued);
         sent += 1;
         assert!(told.try_recv().is_err(), "not written, so not counted");
         let mut left = sent * frame.len();
@@ -219,11 +217,31 @@ mod tests {
         let (mut socket, _client) = pair().await;
         let frame = Bytes::from(vec![7u8; 60_000]);
         while socket.send(&frame, None, 150_000) != Sent::Overflow {}
+        assert!(socket.queue.as_ref().unwrap().bytes <= 150_000 + frame.len());
         let (tally, told) = tally();
-        assert_eq!(socket.send(&frame, Some(&tally), 150_000), Sent::Overflow);
+        assert_eq!(socket.send(&frame, Some(tally), 150_000), Sent::Overflow);
         socket.discard();
-        drop(tally);
         assert_eq!(told.try_recv(), Ok(0));
         assert!(socket.queue.as_ref().is_none_or(|queue| queue.begun && queue.frames.len() == 1));
+    }
+
+    #[tokio::test]
+    async fn a_frame_above_the_bound_is_sent_to_a_peer_that_reads() {
+        let (mut socket, mut client) = pair().await;
+        let large = Bytes::from(vec![7u8; 8 << 20]);
+        let small = Bytes::from_static(b"small");
+        assert_eq!(socket.send(&large, None, 1_000), Sent::Queued);
+        assert_eq!(socket.send(&small, None, 1_000), Sent::Queued, "the first frame leaves room for others");
+        assert_eq!(socket.push(&Bytes::from(vec![7u8; 1_000]), None, 1_000), Sent::Overflow);
+        let mut left = large.len() + small.len();
+        let mut buffer = vec![0; 1 << 20];
+        while left > 0 {
+            left -= client.read(&mut buffer).await.unwrap();
+            socket.flush();
+            tokio::task::yield_now().await;
+        }
+        assert!(socket.is_flushed());
+        // The same frame queued before anything is written.
+        assert_eq!(socket.push(&large, None, 1_000), Sent::Queued);
     }
 }

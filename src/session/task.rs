@@ -1,4 +1,4 @@
-//! Reads one socket and writes what is queued for it; one small task per session.
+//! Reads one socket and writes its queued frames; one small task per session.
 
 use std::future::Future;
 use std::ops::ControlFlow;
@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 
 use crate::protocol::close::CloseCode;
 use crate::protocol::wire::{self, Event};
+use crate::session::deadlines::is_past;
 use crate::session::requests;
 use crate::session::socket::Sent;
 use crate::session::state::{Phase, Session};
@@ -16,7 +17,7 @@ use crate::session::worker::WorkerState;
 /// Reads of one socket before others get their turn.
 const READS_PER_TURN: usize = 4;
 
-/// Ends when the session does, and then takes the session out of everything, also if it panics.
+/// Ends when the session ends, and then takes the session out of every table, also if the task panics.
 pub(super) struct SessionTask {
     worker: Rc<WorkerState>,
     session: Rc<Session>,
@@ -52,34 +53,38 @@ impl SessionTask {
             match read {
                 Poll::Pending => return,
                 Poll::Ready(Ok(0) | Err(_)) => return self.session.phase.set(Phase::Ended),
-                Poll::Ready(Ok(read)) => hear(&self.worker, &self.session, &mut scratch[..read]),
+                Poll::Ready(Ok(read)) => on_bytes(&self.worker, &self.session, &mut scratch[..read]),
             }
         }
         cx.waker().wake_by_ref();
     }
 }
 
-/// Takes in what the client sent.
-pub(super) fn hear(worker: &Rc<WorkerState>, session: &Rc<Session>, bytes: &mut [u8]) {
+/// Decodes bytes of the client and acts on each complete message and control frame.
+pub(super) fn on_bytes(worker: &Rc<WorkerState>, session: &Rc<Session>, bytes: &mut [u8]) {
     let now = worker.now();
-    session.heard_at.set(now);
     session.awaits_pong.set(false);
     let mut on_event = |event: Event<'_>| {
         match event {
             Event::Text(text) => requests::handle(worker, session, text),
             Event::Binary(_) => session.close(CloseCode::BadRequest, 0, now),
-            // A client that pings in a flood gets no answers beyond its limit, and is closed like any other.
-            Event::Ping(payload) if requests::take_token(worker, session) => {
-                session.send(&wire::pong_frame(payload), None, now)
+            // A ping takes a token. Without one it gets no pong, and counts among the refusals.
+            Event::Ping(payload) => {
+                if requests::take_tokens(worker, session, 1) {
+                    session.send(&wire::pong_frame(payload), None, now);
+                }
             }
-            Event::Ping(_) => {}
-            Event::Pong(_) => {}
+            // The pong of our ping is free; an unsolicited one takes a token as any frame does.
+            Event::Pong(_) => {
+                if !session.owes_pong.replace(false) {
+                    requests::take_tokens(worker, session, 1);
+                }
+            }
             Event::Close(close) => session.answer_close(close.map(|(code, _)| code), now),
         }
         match session.phase.get() {
-            Phase::Unknown | Phase::Open => ControlFlow::Continue(()),
-            // Only a close frame matters now, and the decoder must still see it.
-            Phase::Closing { .. } => ControlFlow::Continue(()),
+            // A closing session still reads acknowledgements and the client's close frame.
+            Phase::Unauthenticated | Phase::Open | Phase::Closing { .. } => ControlFlow::Continue(()),
             Phase::Ended => ControlFlow::Break(()),
         }
     };
@@ -106,14 +111,14 @@ impl Future for SessionTask {
         // Reading may have produced answers that the client does not take at once.
         self.poll_write(cx);
         match session.phase.get() {
-            Phase::Unknown | Phase::Open => Poll::Pending,
+            Phase::Unauthenticated | Phase::Open => Poll::Pending,
             Phase::Ended => Poll::Ready(()),
             Phase::Closing { until } => {
                 if session.socket.borrow().is_flushed() {
                     session.socket.borrow().finish();
                 }
-                // Woken by the client's end of the stream, or by the worker's look when time is up.
-                match self.worker.is_past(until) {
+                // Woken by the end of the client's stream, or by the worker's sweep when the time is up.
+                match is_past(until, self.worker.now()) {
                     true => Poll::Ready(()),
                     false => Poll::Pending,
                 }

@@ -1,47 +1,39 @@
-//! A thread's sessions: carries out what the hub tells it, and is the clock of pings and deadlines.
+//! A thread's sessions: takes in sockets, gives them users, and removes them when they end.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
 use slab::Slab;
 use tokio::sync::mpsc;
 
 use crate::auth::Identity;
 use crate::clock::unix_ms;
-use crate::hub::{Command, Commands, Counters, Local};
+use crate::hub::{Commands, Local};
 use crate::ids::SessionId;
 use crate::protocol::close::CloseCode;
-use crate::protocol::server::{self, Limits, Welcome};
-use crate::protocol::wire;
-use crate::protocol::Codec;
+use crate::protocol::reply::{Limits, Welcome};
 use crate::router::Router;
-use crate::session::limiter::Bucket;
-use crate::session::replies::{self, Replies, Reply};
+use crate::session::deadlines::Intervals;
+use crate::session::delivery;
+use crate::session::drain::Drain;
+use crate::session::limiter::Pace;
+use crate::session::replies::{self, LateReply, Replies};
 use crate::session::socket::Socket;
 use crate::session::state::{Opening, Phase, Session};
-use crate::session::task::{hear, SessionTask};
+use crate::session::subscriptions::Subscriptions;
+use crate::session::sweep;
+use crate::session::task::{on_bytes, SessionTask};
 use crate::session::{Admission, SessionSettings};
 
 /// Sessions of one worker at most; a part of a session's counter is its place among them.
 const SLOTS: u64 = 1 << 20;
-/// Where the numbering of sessions begins: anywhere below this, so that the ids of a node's earlier life are
-/// not given again. The product with slots and workers (at most 64) stays within 64 bits.
+/// Where the numbering of sessions begins: anywhere below this, so that the ids of a former process under the same
+/// node id are not given again. The product with slots and workers (at most 64) stays within 64 bits.
 const SEQUENCE_START_MAX: u64 = 1 << 37;
-/// What is read from a socket at once. One buffer per worker, whatever the number of sockets.
+/// What is read from a socket at once, in bytes. One buffer per worker, whatever the number of sockets.
 const SCRATCH_BYTES: usize = 64 * 1024;
-/// Commands carried out together, so that frames for one socket share a system call.
-const BATCH_MAX: usize = 256;
-/// Broadcasts in a row are written as one block up to this size.
-const BLOCK_BYTES_MAX: usize = 64 * 1024;
-/// A look at all sessions is spread over so many ticks.
-const TICKS_PER_LOOK: u32 = 20;
-/// The longest time between two looks at a session, in milliseconds: how late a deadline may be noticed.
-const LOOK_MS_MAX: u32 = 2_000;
-/// How long a client may take to finish a message that it has begun, in milliseconds.
-const UNFINISHED_MS_MAX: u32 = 10_000;
 /// Sockets whose handshake is done and that wait for their worker. Overflow policy: the handshake waits.
 pub const ADMISSIONS_MAX: usize = 1024;
 
@@ -50,29 +42,27 @@ pub(super) struct WorkerState {
     pub(super) settings: SessionSettings,
     pub(super) router: Arc<Router>,
     pub(super) replies: Replies,
-    sessions: RefCell<Slab<Rc<Session>>>,
+    pub(super) sessions: RefCell<Slab<Rc<Session>>>,
+    pub(super) subscriptions: RefCell<Subscriptions>,
+    /// How many of the sessions have no user.
+    unauthenticated: Cell<usize>,
     pub(super) scratch: RefCell<Box<[u8]>>,
     sequence: Cell<u64>,
     started: Instant,
-    drain: RefCell<Option<Drain>>,
+    pub(super) drain: RefCell<Option<Drain>>,
+    pub(super) intervals: Intervals,
+    /// `None`: requests are not limited.
+    pub(super) pace: Option<Pace>,
     /// The welcome frame's limits, the same for every session.
     limits: Limits,
 }
 
-/// Sessions that are still to be closed, in an order that has nothing to do with their age.
-struct Drain {
-    counters: Vec<u64>,
-    began: u32,
-    spread_ms: u32,
-    total: usize,
-}
-
-/// Everything that one worker thread runs on; `run` must be called inside a `LocalSet`.
+/// The state and the queues of one worker thread; `run` must be called inside a `LocalSet`.
 pub struct Worker {
     state: Rc<WorkerState>,
     commands: Commands,
     admissions: mpsc::Receiver<Admission>,
-    replies: mpsc::Receiver<Reply>,
+    replies: mpsc::Receiver<LateReply>,
 }
 
 impl Worker {
@@ -91,10 +81,14 @@ impl Worker {
         let (replies, queue) = Replies::new(settings.pending_max);
         let state = WorkerState {
             index: index as u64,
+            intervals: sweep::intervals(&settings),
+            pace: settings.publish_rate.map(Pace::from),
             settings,
             router,
             replies,
             sessions: RefCell::default(),
+            subscriptions: RefCell::default(),
+            unauthenticated: Cell::new(0),
             scratch: RefCell::new(vec![0; SCRATCH_BYTES].into()),
             sequence: Cell::new(rand::random_range(0..SEQUENCE_START_MAX)),
             started: Instant::now(),
@@ -107,18 +101,18 @@ impl Worker {
     /// Ends when the hub is gone.
     pub async fn run(mut self) {
         let state = self.state;
-        let mut batch = Vec::with_capacity(BATCH_MAX);
+        let mut batch = Vec::with_capacity(delivery::BATCH_MAX);
         let mut replies = Vec::with_capacity(replies::BATCH_MAX);
-        let mut ticks = tokio::time::interval(state.tick_interval());
+        let mut ticks = tokio::time::interval(sweep::tick_interval(&state.intervals));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut tick = 0;
         loop {
             tokio::select! {
-                count = self.commands.recv_many(&mut batch, BATCH_MAX) => {
+                count = self.commands.recv_many(&mut batch, delivery::BATCH_MAX) => {
                     if count == 0 {
                         return;
                     }
-                    state.carry_out(&mut batch);
+                    state.execute(&mut batch);
                     // A flood of messages must not keep sockets from being read.
                     tokio::task::yield_now().await;
                 }
@@ -126,11 +120,10 @@ impl Worker {
                     replies::write(&state, &mut replies);
                     tokio::task::yield_now().await;
                 }
-                Some(admission) = self.admissions.recv() => state.adopt(admission),
+                Some(admission) = self.admissions.recv() => state.accept_socket(admission),
                 _ = ticks.tick() => {
-                    state.look(tick);
-                    state.drain_some();
-                    tick = (tick + 1) % TICKS_PER_LOOK;
+                    tick = state.sweep(tick);
+                    state.drain_due();
                 }
             }
         }
@@ -138,28 +131,30 @@ impl Worker {
 }
 
 impl WorkerState {
-    /// Milliseconds since the worker began. Wraps; see [`Session`].
+    /// The worker's number among those of the node.
+    pub(super) fn index(&self) -> usize {
+        self.index as usize
+    }
+
+    /// Milliseconds since the worker began. Wraps; see [`crate::session::deadlines`].
     pub(super) fn now(&self) -> u32 {
-        self.started.elapsed().as_millis() as u32
+        self.uptime_ms() as u32
     }
 
-    pub(super) fn is_past(&self, deadline: u32) -> bool {
-        elapsed(deadline, self.now()) < u32::MAX / 2
+    /// Milliseconds since the worker began.
+    pub(super) fn uptime_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
     }
 
-    fn tick_interval(&self) -> Duration {
-        let settings = &self.settings;
-        let shortest = settings.ping_interval.min(settings.pong_timeout).min(settings.auth_timeout);
-        let look_ms = (shortest.as_millis() as u32 / 4).min(LOOK_MS_MAX);
-        Duration::from_millis((look_ms / TICKS_PER_LOOK).max(5).into())
-    }
-
-    fn adopt(self: &Rc<Self>, admission: Admission) {
-        let Admission { stream, mut early, identity, acknowledges } = admission;
+    fn accept_socket(self: &Rc<Self>, admission: Admission) {
+        let Admission { stream, mut early, identity, unauthenticated, acknowledges, codec } = admission;
         let now = self.now();
+        let waiting = self.unauthenticated.get();
+        let unauthenticated_max = self.settings.unauthenticated_max;
         let mut sessions = self.sessions.borrow_mut();
-        if sessions.len() as u64 >= SLOTS {
-            // The socket is dropped: this is far beyond what a process may open.
+        // Too many are told so with a close frame. Twice as many, some of which are being closed, are not: then the
+        // socket is dropped, as it is beyond the number of sessions that a worker can count.
+        if sessions.len() as u64 >= SLOTS || identity.is_none() && waiting >= 2 * unauthenticated_max {
             return;
         }
         let entry = sessions.vacant_entry();
@@ -167,24 +162,26 @@ impl WorkerState {
         self.sequence.set(sequence + 1);
         let slot = entry.key() as u64;
         let workers = self.router.hub().workers() as u64;
-        let ping_ms = self.settings.ping_interval.as_millis() as u32;
         let opening = Opening {
             counter: (sequence * SLOTS + slot) * workers + self.index,
+            codec,
             now,
-            pinged_at: now.wrapping_sub(rand::random_range(0..=ping_ms / 2)),
-            bucket: Bucket::full(self.settings.publish_rate, now),
+            pinged_at: now.wrapping_sub(rand::random_range(0..=self.intervals.ping / 2)),
             message_bytes_max: self.settings.message_bytes_max,
             outbox_bytes_max: u32::try_from(self.settings.outbox_bytes_max).unwrap_or(u32::MAX),
             acknowledges,
         };
-        let session = Rc::new(Session::new(Socket::new(stream), opening));
+        let session = Rc::new(Session::new(Socket::new(stream), unauthenticated, opening));
         entry.insert(session.clone());
         drop(sessions);
-        if let Some(identity) = identity {
-            self.admit(&session, identity);
+        self.unauthenticated.set(waiting + 1);
+        match identity {
+            Some(identity) => self.admit(&session, identity),
+            None if waiting >= unauthenticated_max => session.close(CloseCode::OverCapacity, 0, now),
+            None => {}
         }
         if !early.is_empty() {
-            hear(self, &session, &mut early);
+            on_bytes(self, &session, &mut early);
         }
         // Owned by the session: it ends when the session's phase says so, and by the end of the worker's thread.
         tokio::task::spawn_local(SessionTask::new(self.clone(), session));
@@ -199,15 +196,16 @@ impl WorkerState {
             user: &identity.user,
             node: self.router.node(),
             version: env!("CARGO_PKG_VERSION"),
-            ping_interval: self.settings.ping_interval.as_secs(),
+            ping_interval: self.settings.ping_interval,
             limits: self.limits,
         };
-        // First registered, then welcome: who is told to be here can be reached. Nothing overtakes the welcome,
-        // since messages come through this worker's queue.
+        // First registered, then welcome: a client that has its welcome can be reached. No message overtakes the
+        // welcome, since messages come through this worker's queue.
         self.router.open_session(&identity.user, local);
-        session.send_text(&server::welcome(&welcome), self.now());
-        *session.identity.borrow_mut() = Some(Rc::new(identity));
-        if session.phase.get() == Phase::Unknown {
+        session.send(&session.codec.welcome(&welcome), None, self.now());
+        session.identify(identity);
+        self.unauthenticated.set(self.unauthenticated.get() - 1);
+        if session.phase.get() == Phase::Unauthenticated {
             session.phase.set(Phase::Open);
         }
         self.settings.metrics.session_opened();
@@ -219,10 +217,14 @@ impl WorkerState {
     /// The session's task has ended.
     pub(super) fn remove(&self, session: &Session) {
         session.phase.set(Phase::Ended);
-        session.let_go();
-        if let Some(identity) = session.identity() {
-            self.router.close_session(&identity.user, session.counter);
-            self.settings.metrics.session_closed(session.close_code.get());
+        session.release_pending();
+        self.unsubscribe_from_all(session);
+        match session.identity() {
+            Some(identity) => {
+                self.router.close_session(&identity.user, session.counter);
+                self.settings.metrics.session_closed(session.close_code.get());
+            }
+            None => self.unauthenticated.set(self.unauthenticated.get() - 1),
         }
         let slot = self.slot(session.counter);
         let mut sessions = self.sessions.borrow_mut();
@@ -239,166 +241,4 @@ impl WorkerState {
         let sessions = self.sessions.borrow();
         sessions.get(self.slot(counter)).filter(|session| session.counter == counter).cloned()
     }
-
-    fn carry_out(self: &Rc<Self>, batch: &mut Vec<Command>) {
-        let now = self.now();
-        let single = batch.len() == 1;
-        let mut touched: Vec<Rc<Session>> = Vec::new();
-        let mut block = BytesMut::new();
-        for command in batch.drain(..) {
-            match command {
-                Command::Broadcast { message } => {
-                    let frame = message.frame(Codec::WarrenV1);
-                    if single {
-                        self.send_all(frame, now);
-                        return;
-                    }
-                    if block.len() + frame.len() > BLOCK_BYTES_MAX {
-                        self.send_all(&block.split().freeze(), now);
-                    }
-                    block.extend_from_slice(frame);
-                    continue;
-                }
-                other => {
-                    // Order: what was broadcast before is written before.
-                    self.send_block(&mut block, now);
-                    self.carry_out_one(other, single, &mut touched, now);
-                }
-            }
-        }
-        self.send_block(&mut block, now);
-        for session in touched {
-            session.flush(now);
-        }
-    }
-
-    fn carry_out_one(&self, command: Command, single: bool, touched: &mut Vec<Rc<Session>>, now: u32) {
-        match command {
-            Command::Deliver { counters, message, tally } => {
-                for session in self.open_sessions(counters) {
-                    session.deliver(message.frame(Codec::WarrenV1), &message.message().id, &tally, !single, now);
-                    if !single {
-                        touched.push(session);
-                    }
-                }
-            }
-            Command::Broadcast { message } => self.send_all(message.frame(Codec::WarrenV1), now),
-            Command::Gap { reason } => self.send_all(&wire::text_frame(&server::gap(reason)), now),
-            Command::Close { counters, code, tally } => {
-                for session in self.open_sessions(counters) {
-                    session.close(code, 0, now);
-                    tally.clone().count();
-                }
-            }
-            Command::Drain { spread_ms } => self.begin_drain(spread_ms, now),
-        }
-    }
-
-    fn open_sessions<'a>(&'a self, counters: Counters) -> impl Iterator<Item = Rc<Session>> + 'a {
-        let found = counters.into_iter().filter_map(|counter| self.find(counter));
-        found.filter(|session| session.is_open())
-    }
-
-    fn send_block(&self, block: &mut BytesMut, now: u32) {
-        if !block.is_empty() {
-            self.send_all(&block.split().freeze(), now);
-        }
-    }
-
-    fn send_all(&self, frame: &Bytes, now: u32) {
-        for (_, session) in self.sessions.borrow().iter() {
-            if session.is_open() {
-                session.send(frame, None, now);
-            }
-        }
-    }
-
-    /// Looks at every twentieth session: pings, silence, deadlines.
-    fn look(&self, tick: u32) {
-        let now = self.now();
-        let unix_s = unix_ms() / 1000;
-        let sessions = self.sessions.borrow();
-        let mut slot = tick as usize;
-        while slot < sessions.capacity() {
-            if let Some(session) = sessions.get(slot) {
-                self.look_at(session, now, unix_s);
-            }
-            slot += TICKS_PER_LOOK as usize;
-        }
-    }
-
-    fn look_at(&self, session: &Session, now: u32, unix_s: u64) {
-        match session.phase.get() {
-            Phase::Unknown if elapsed(session.opened_at, now) >= millis(self.settings.auth_timeout) => {
-                session.close(CloseCode::Unauthorized, 0, now)
-            }
-            Phase::Open if is_expired(session, unix_s) => session.close(CloseCode::TokenExpired, 0, now),
-            Phase::Unknown | Phase::Open => self.look_at_pings(session, now),
-            Phase::Closing { .. } | Phase::Ended => session.wake(),
-        }
-    }
-
-    fn look_at_pings(&self, session: &Session, now: u32) {
-        let unfinished = session.decoder.borrow().unfinished();
-        match (unfinished, session.unfinished.get()) {
-            (Some(serial), Some((seen, since))) if serial == seen => {
-                if elapsed(since, now) >= UNFINISHED_MS_MAX {
-                    return session.close(CloseCode::Protocol, 0, now);
-                }
-            }
-            (unfinished, _) => session.unfinished.set(unfinished.map(|serial| (serial, now))),
-        }
-        if session.acks.borrow().as_ref().is_some_and(|acks| acks.is_overdue(now)) {
-            return session.close(CloseCode::NoAcks, 0, now);
-        }
-        let pinged = elapsed(session.pinged_at.get(), now);
-        if session.awaits_pong.get() {
-            if pinged >= millis(self.settings.pong_timeout) {
-                session.close(CloseCode::PingTimeout, 0, now);
-            }
-        } else if pinged >= millis(self.settings.ping_interval) {
-            session.pinged_at.set(now);
-            session.awaits_pong.set(true);
-            session.send(&wire::ping_frame(&[]), None, now);
-        }
-    }
-
-    fn begin_drain(&self, spread_ms: u32, now: u32) {
-        let mut counters: Vec<u64> =
-            self.sessions.borrow().iter().map(|(_, session)| session.counter).collect();
-        for at in (1..counters.len()).rev() {
-            counters.swap(at, rand::random_range(0..=at));
-        }
-        let total = counters.len();
-        *self.drain.borrow_mut() = Some(Drain { counters, began: now, spread_ms, total });
-    }
-
-    /// Closes as many sessions as are due, so that they come back elsewhere one after the other.
-    fn drain_some(&self) {
-        let now = self.now();
-        let mut drain = self.drain.borrow_mut();
-        let Some(drain) = drain.as_mut() else { return };
-        let passed = u64::from(elapsed(drain.began, now).min(drain.spread_ms));
-        let left = drain.total - (drain.total as u64 * passed / u64::from(drain.spread_ms.max(1))) as usize;
-        let due = match passed >= u64::from(drain.spread_ms) {
-            true => drain.counters.drain(..),
-            false => drain.counters.drain(left.min(drain.counters.len())..),
-        };
-        for session in due.filter_map(|counter| self.find(counter)) {
-            session.close(CloseCode::Drain, rand::random_range(0..=1_000), now);
-        }
-    }
-}
-
-fn is_expired(session: &Session, unix_s: u64) -> bool {
-    let identity = session.identity.borrow();
-    identity.as_ref().and_then(|identity| identity.expires_unix_s).is_some_and(|at| at <= unix_s)
-}
-
-fn elapsed(since: u32, now: u32) -> u32 {
-    now.wrapping_sub(since)
-}
-
-fn millis(duration: Duration) -> u32 {
-    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }

@@ -14,13 +14,18 @@ mod checker;
 mod record;
 
 mod broker_away;
+mod channels;
 mod churn;
 mod credentials;
 mod deploy;
 mod drain;
 mod hostile;
 mod http;
+mod http_details;
 mod ingress;
+mod limits;
+mod presence;
+mod process;
 mod readme;
 mod rfc6455;
 mod routing;

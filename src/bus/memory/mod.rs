@@ -1,6 +1,6 @@
 //! A broker inside the process, with the same contract as RabbitMQ: for standalone nodes and for tests.
 
-mod mailboxes;
+mod boxes;
 mod queue;
 
 use std::collections::{BTreeMap, HashMap};
@@ -14,11 +14,11 @@ use tokio::task::JoinSet;
 
 use super::answer::Answer;
 use super::{
-    Bus, Destination, Done, Inboxes, Link, MailboxError, MailboxLimits, Opened, Outcome, Properties, Publish,
-    Publishing, Via,
+    Attach, BoxError, BoxNumber, BoxSettings, Bus, Destination, Done, Inboxes, Link, Outcome, Properties,
+    Publish, Publishing, Via,
 };
-use crate::ids::{Incarnation, NodeId, UserId};
-use mailboxes::Mailboxes;
+use crate::ids::{Incarnation, NodeId, UserKey};
+use boxes::Boxes;
 use queue::{consume, Overflow, Queue};
 
 pub use queue::Message;
@@ -38,7 +38,7 @@ pub struct MemoryBroker {
     node_queue_max: usize,
     ingress: Arc<Queue>,
     dead: Arc<Queue>,
-    mailboxes: Arc<Mailboxes>,
+    boxes: Arc<Boxes>,
     state: Mutex<State>,
 }
 
@@ -81,23 +81,23 @@ struct NodeQueues {
 
 impl MemoryBroker {
     pub fn new() -> Arc<Self> {
-        Self::with_mailboxes(MailboxLimits::default())
+        Self::with_boxes(BoxSettings::default())
     }
 
-    pub fn with_mailboxes(limits: MailboxLimits) -> Arc<Self> {
-        Self::with_limits(NODE_QUEUE_MAX, limits)
+    pub fn with_boxes(boxes: BoxSettings) -> Arc<Self> {
+        Self::with_limits(NODE_QUEUE_MAX, boxes)
     }
 
     pub fn with_node_queue_max(node_queue_max: usize) -> Arc<Self> {
-        Self::with_limits(node_queue_max, MailboxLimits::default())
+        Self::with_limits(node_queue_max, BoxSettings::default())
     }
 
-    fn with_limits(node_queue_max: usize, mailbox: MailboxLimits) -> Arc<Self> {
+    fn with_limits(node_queue_max: usize, boxes: BoxSettings) -> Arc<Self> {
         Arc::new(Self {
             node_queue_max,
             ingress: Queue::new(DURABLE_QUEUE_MAX, Overflow::Refuse),
             dead: Queue::new(DEAD_MAX, Overflow::DropOldest),
-            mailboxes: Mailboxes::new(mailbox),
+            boxes: Boxes::new(boxes),
             state: Mutex::default(),
         })
     }
@@ -159,6 +159,7 @@ impl MemoryBroker {
                 Some(queue) => taken(queue.push(message(&publish, Via::Direct, name))),
                 None => Outcome::Unroutable,
             },
+            Destination::Box(number) => self.boxes.deposit_existing(*number, publish.clone()),
         }
     }
 
@@ -257,7 +258,11 @@ impl MemoryBroker {
             _consumers: consumers,
         });
         let publishing = if blocked { Publishing::Blocked } else { Publishing::Ready };
-        restored.link.send_replace(Link { incarnation: Some(Incarnation::generate()), publishing });
+        restored.link.send_replace(Link {
+            incarnation: Some(Incarnation::generate()),
+            publishing,
+            ..Link::default()
+        });
     }
 
     /// Ends a node for good, as `kill -9` does: publishes to it are unroutable from now on.
@@ -294,9 +299,9 @@ impl MemoryBroker {
         self.lock().named.get(name).map(|queue| queue.snapshot()).unwrap_or_default()
     }
 
-    /// How many users have a mailbox.
-    pub fn mailboxes(&self) -> usize {
-        self.mailboxes.count()
+    /// How much mail waits in all boxes, without what readers hold, and without markers.
+    pub fn mail(&self) -> usize {
+        self.boxes.mail()
     }
 
     /// The dead messages.
@@ -334,35 +339,36 @@ impl Bus for MemoryBus {
         self.broker.stop_ingress(&self.node);
     }
 
-    fn deposit(&self, user: &UserId, properties: Properties, body: Bytes, done: Done) {
+    fn deposit(&self, to: BoxNumber, properties: Properties, body: Bytes, done: Done) {
         let answer = Answer::new(done);
         if self.link.borrow().publishing != Publishing::Ready {
             return answer.give(Outcome::Unavailable);
         }
         let Ok(slot) = self.answers.try_reserve() else { return answer.give(Outcome::Overloaded) };
-        let outcome = self.broker.mailboxes.deposit(user, properties, body);
+        let outcome = self.broker.boxes.deposit(to, properties, body);
         slot.send((answer, outcome));
     }
 
-    fn open_mailbox(&self, user: &UserId) -> BoxFuture<'static, Result<Opened, MailboxError>> {
-        if self.link.borrow().incarnation.is_none() {
-            return ready(Err(MailboxError)).boxed();
+    fn attach_box(
+        &self,
+        number: BoxNumber,
+        users: Vec<UserKey>,
+    ) -> BoxFuture<'static, Result<Attach, BoxError>> {
+        // A reading begins with a publish.
+        if !self.link.borrow().ready() {
+            return ready(Err(BoxError)).boxed();
         }
-        let (opened, task) = self.broker.mailboxes.open(user, self.link.subscribe());
+        let (attached, task) = self.broker.boxes.attach(number, users, &self.node, self.link.subscribe());
         if let Some(task) = task {
             let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
             while tasks.try_join_next().is_some() {}
             tasks.spawn(task);
         }
-        ready(Ok(opened)).boxed()
+        ready(Ok(attached)).boxed()
     }
 
-    fn mailbox_depth(&self, user: &UserId) -> BoxFuture<'static, Result<u64, MailboxError>> {
-        let depth = match self.link.borrow().incarnation {
-            Some(_) => Ok(self.broker.mailboxes.depth(user)),
-            None => Err(MailboxError),
-        };
-        ready(depth).boxed()
+    fn boxes(&self) -> BoxSettings {
+        self.broker.boxes.settings
     }
 
     fn leave(&self) {

@@ -3,6 +3,7 @@
 use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString, ShortStringError};
 use lapin::BasicProperties;
 
+use super::filter::UNREADABLE_HEADER;
 use super::topology::Topology;
 use crate::bus::{Destination, Properties, Publish};
 use crate::ids::encode;
@@ -13,6 +14,9 @@ const SEQUENCE_HEADER: &str = "x-warren-sequence";
 pub const BODY_BYTES_MAX: usize = 16 << 20;
 /// A larger `expiration` makes the broker close the channel.
 const EXPIRATION_MS_MAX: u64 = u32::MAX as u64;
+
+/// Names of RabbitMQ's direct reply-to: no queue, but the channel of whoever asked.
+pub const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to.";
 
 /// What `basic.publish` needs besides the body.
 #[derive(Debug)]
@@ -51,7 +55,10 @@ pub fn outgoing(
         Destination::Nodes(nodes) => (topology.direct(), encode(nodes.first().ok_or(Unfit)?.as_str()), true),
         Destination::Ingress(key) => (topology.ingress(), key.clone(), true),
         Destination::Dead => (topology.dead(), String::new(), true),
-        Destination::Queue(name) => (String::new(), name.clone(), true),
+        Destination::Queue(name) if topology.is_reserved(name) => return Err(Unfit),
+        // The broker hands it over and yet calls it unroutable.
+        Destination::Queue(name) => (String::new(), name.clone(), !name.starts_with(DIRECT_REPLY)),
+        Destination::Box(number) => (String::new(), topology.box_name(*number), true),
     };
     let mut headers = FieldTable::default();
     let mut bytes = 0;
@@ -88,7 +95,10 @@ fn properties_out(
     account: Option<&str>,
 ) -> Result<BasicProperties, Unfit> {
     let from = &publish.properties;
-    let durable = matches!(publish.to, Destination::Ingress(_) | Destination::Dead | Destination::Queue(_));
+    let durable = matches!(
+        publish.to,
+        Destination::Ingress(_) | Destination::Dead | Destination::Queue(_) | Destination::Box(_)
+    );
     let mode = if from.persistent.unwrap_or(durable) { 2 } else { 1 };
     let mut to = BasicProperties::default().with_delivery_mode(mode);
     if !headers.inner().is_empty() {
@@ -116,9 +126,12 @@ fn properties_out(
         to = to.with_app_id(ShortString::try_new(text.as_str())?);
     }
     // Only ever the connection's own: the broker closes the channel of whoever names another.
-    let to_nodes =
-        matches!(publish.to, Destination::Broadcast | Destination::Control | Destination::Nodes(_));
-    if let Some(account) = account.filter(|_| to_nodes) {
+    let to_nodes = matches!(
+        publish.to,
+        Destination::Broadcast | Destination::Control | Destination::Nodes(_) | Destination::Box(_)
+    );
+    let named = from.user_id.as_deref().is_some_and(|user| Some(user) == account);
+    if let Some(account) = account.filter(|_| to_nodes || named) {
         to = to.with_user_id(ShortString::try_new(account)?);
     }
     Ok(to)
@@ -147,7 +160,8 @@ pub fn sequence(properties: &BasicProperties) -> Option<u64> {
 /// out; so is whatever a publisher cannot have meant.
 pub fn incoming(from: &BasicProperties) -> Properties {
     let text = |field: &Option<ShortString>| field.as_ref().map(|text| text.as_str().to_owned());
-    let headers = from.headers().as_ref().map(FieldTable::inner).into_iter().flatten();
+    let table = from.headers().as_ref().map(FieldTable::inner);
+    let headers = table.into_iter().flatten();
     Properties {
         message_id: text(from.message_id()),
         kind: text(from.kind()),
@@ -166,6 +180,7 @@ pub fn incoming(from: &BasicProperties) -> Properties {
             .filter(|(name, _)| !reserved(name.as_str()))
             .filter_map(|(name, value)| Some((name.as_str().to_owned(), flat(value)?)))
             .collect(),
+        unreadable: table.and_then(|table| flat(table.get(UNREADABLE_HEADER)?)),
     }
 }
 
@@ -180,7 +195,7 @@ fn flat(value: &AMQPValue) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::{Lane, MailboxLimits};
+    use crate::bus::{BoxSettings, Lane};
     use crate::ids::NodeId;
     use bytes::Bytes;
     use smallvec::smallvec;
@@ -190,7 +205,7 @@ mod tests {
     }
 
     fn write(publish: &Publish) -> Result<Outgoing, Unfit> {
-        outgoing(publish, &Topology::new("w", false, 1, MailboxLimits::default()), 7, 128 << 10)
+        outgoing(publish, &Topology::new("w", false, 1, BoxSettings::default()), 7, 128 << 10)
     }
 
     #[test]
@@ -206,6 +221,7 @@ mod tests {
             app_id: Some("a".into()),
             user_id: None,
             headers: smallvec![("traceparent".into(), "00-1".into())],
+            unreadable: None,
         };
         let out = write(&publish(Destination::Broadcast, properties.clone())).unwrap();
         assert_eq!(incoming(&out.properties), properties);

@@ -90,13 +90,13 @@ fn permissions(topology: &Topology) -> Value {
         {
             "user": "gateway", "vhost": "/",
             // Its own queues only; exchanges and durable queues are made by this file.
-            "configure": format!("^{prefix}\\.(node|control|mailbox)\\..+$"),
-            // `amq.default` reaches queues by their names: reply queues and mailboxes.
+            "configure": format!("^{prefix}\\.(node|control|box)\\..+$"),
+            // `amq.default` reaches queues by their names: reply queues and boxes.
             "write": format!(
-                "^({prefix}\\.(broadcast|direct|control|ingress|dead)|{prefix}\\.(node|control|mailbox)\\..+|amq\\.default)$"
+                "^({prefix}\\.(broadcast|direct|control|ingress|dead)|{prefix}\\.(node|control|box)\\..+|amq\\.default)$"
             ),
             "read": format!(
-                "^({prefix}\\.(broadcast|direct|control|ingress)|{prefix}\\.(node|control|mailbox)\\..+)$"
+                "^({prefix}\\.(broadcast|direct|control|ingress)|{prefix}\\.(node|control|box)\\..+)$"
             ),
         },
         {

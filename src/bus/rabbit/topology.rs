@@ -3,12 +3,8 @@
 //! The same data is declared at the broker and rendered as `amqp/definitions.json`. Everything in it is valid
 //! on RabbitMQ 3.10 to 4.3: no transient queue that is not exclusive, no queue modes, no mirroring.
 
-use std::fmt::Write;
-
-use sha2::{Digest, Sha256};
-
-use crate::bus::MailboxLimits;
-use crate::ids::{encode, Incarnation, NodeId, UserId};
+use crate::bus::{BoxNumber, BoxSettings};
+use crate::ids::{encode, Incarnation, NodeId};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExchangeType {
@@ -58,11 +54,14 @@ pub struct Binding {
 
 /// How many dead messages are kept for a person to look at; the oldest go first.
 const DEAD_MESSAGES_MAX: u32 = 100_000;
-/// AMQP allows 255; a prefix and an encoded user id may come to more than 400.
-const MAILBOX_NAME_BYTES_MAX: usize = 200;
+/// Body bytes of one box that no reader holds. The limits of users keep boxes far below; this is the net for a
+/// broker's disk when the hints that those limits are checked by are wrong, or when the nodes of two versions disagree.
+const BOX_BYTES_MAX: u32 = 1 << 30;
 
-/// How often a quorum queue hands a message out before it counts as dead; RabbitMQ 4 does the same unasked.
-const DELIVERIES_MAX: u32 = 20;
+/// How often a quorum queue hands a message out before it counts as dead. Each lost link counts for every message
+/// that was handed out over it, so that RabbitMQ 4's own 20 throws good messages away; and no limit (-1) means one
+/// single delivery to 3.10. This many lost links no message outlives.
+const DELIVERIES_MAX: u32 = 100_000;
 
 #[derive(Debug, Clone)]
 pub struct Topology {
@@ -70,13 +69,13 @@ pub struct Topology {
     /// Quorum queues for what must survive the loss of a broker node; classic ones otherwise.
     quorum: bool,
     node_queue_max: u32,
-    mailbox: MailboxLimits,
+    boxes: BoxSettings,
     account: Option<String>,
 }
 
 impl Topology {
-    pub fn new(prefix: &str, quorum: bool, node_queue_max: u32, mailbox: MailboxLimits) -> Self {
-        Self { prefix: encode(prefix), quorum, node_queue_max, mailbox, account: None }
+    pub fn new(prefix: &str, quorum: bool, node_queue_max: u32, boxes: BoxSettings) -> Self {
+        Self { prefix: encode(prefix), quorum, node_queue_max, boxes, account: None }
     }
 
     /// Who publishes: see [`crate::bus::Bus::account`].
@@ -149,39 +148,39 @@ impl Topology {
         bind(queue, self.control(), "")
     }
 
-    /// The mailbox of a user, reached by its name through the default exchange.
-    ///
-    /// Always a classic queue, whatever the type of the other durable ones. A quorum queue gives back out of order
-    /// what a consumer had when it ended, cannot be deleted on condition that it is empty, knows no exclusive
-    /// consumers, and is a Raft group of its own, each of which takes the broker some 10 ms to make and an Erlang
-    /// atom for ever.
-    pub fn mailbox(&self, user: &UserId) -> Queue {
-        Queue {
-            name: self.mailbox_name(user),
-            exclusive: false,
-            arguments: vec![
-                ("x-queue-type", Argument::Text("classic".into())),
-                ("x-message-ttl", Argument::Number(narrow(self.mailbox.ttl.as_millis()))),
-                ("x-expires", Argument::Number(narrow(self.mailbox.expires.as_millis()).max(1))),
-                ("x-max-length", Argument::Number(narrow(self.mailbox.messages as u128))),
-                ("x-max-length-bytes", Argument::Number(narrow(self.mailbox.bytes as u128))),
-                ("x-overflow", Argument::Text("reject-publish".into())),
-            ],
-        }
+    pub fn boxes(&self) -> BoxSettings {
+        self.boxes
     }
 
-    pub fn mailbox_name(&self, user: &UserId) -> String {
-        let name = self.name(&format!("mailbox.{}", encode(user.as_str())));
-        if name.len() <= MAILBOX_NAME_BYTES_MAX {
-            return name;
+    /// The name of a box, by which the default exchange reaches it.
+    pub fn box_name(&self, number: BoxNumber) -> String {
+        self.name(&format!("box.{}.{}", self.boxes.boxes, number.0))
+    }
+
+    /// A box. `lazy`: the broker is older than 3.12, and would keep all mail in its memory.
+    ///
+    /// Always a classic queue, whatever the type of the other durable ones: a quorum queue knows no exclusive consumers
+    /// and gives back out of order what a consumer had when it ended.
+    pub fn box_queue(&self, number: BoxNumber, lazy: bool) -> Queue {
+        let mut arguments = vec![
+            ("x-queue-type", Argument::Text("classic".into())),
+            ("x-message-ttl", Argument::Number(narrow(self.boxes.ttl.as_millis()))),
+            ("x-max-length-bytes", Argument::Number(BOX_BYTES_MAX)),
+            ("x-overflow", Argument::Text("reject-publish".into())),
+        ];
+        if lazy {
+            arguments.push(("x-queue-mode", Argument::Text("lazy".into())));
         }
-        // `~~` never stands in an encoded id, so that no user can be called like another one's digest.
-        let mut name = self.name("mailbox.~~");
-        for byte in Sha256::digest(user.as_str()) {
-            // Writing to a String cannot fail.
-            let _ = write!(name, "{byte:02x}");
-        }
-        name
+        Queue { name: self.box_name(number), exclusive: false, arguments }
+    }
+
+    /// Whether a queue is one of ours that only nodes publish to: nobody from outside may name it.
+    pub fn is_reserved(&self, queue: &str) -> bool {
+        let own = queue.strip_prefix(&self.prefix).and_then(|rest| rest.strip_prefix('.'));
+        own.is_some_and(|rest| {
+            let first = rest.split('.').next().unwrap_or_default();
+            matches!(first, "box" | "node" | "control" | "mailbox" | "ingress" | "dead")
+        })
     }
 
     pub fn exchanges(&self) -> Vec<Exchange> {
@@ -206,7 +205,6 @@ impl Topology {
             ("x-dead-letter-exchange", Argument::Text(self.dead())),
         ];
         if self.quorum {
-            // A message that nobody can read ends up with the dead; classic queues need the node's help.
             ingress.push(("x-delivery-limit", Argument::Number(DELIVERIES_MAX)));
         }
         vec![
@@ -246,7 +244,7 @@ mod tests {
 
     #[test]
     fn node_queues_are_named_by_node_and_incarnation() {
-        let topology = Topology::new("warren", false, 10, MailboxLimits::default());
+        let topology = Topology::new("warren", false, 10, BoxSettings::default());
         let node = NodeId::new("n-1.x").unwrap();
         let queue = topology.node_queue(&node, Incarnation::from_u128(255));
         assert_eq!(queue.name, "warren.node.n-1.x.000000000000000000000000000000ff");
@@ -262,7 +260,7 @@ mod tests {
     #[test]
     fn a_prefix_cannot_leave_the_alphabet_of_names() {
         assert_eq!(
-            Topology::new("a b/é", false, 1, MailboxLimits::default()).ingress(),
+            Topology::new("a b/é", false, 1, BoxSettings::default()).ingress(),
             "a~20b~2F~C3~A9.ingress"
         );
     }
@@ -270,23 +268,38 @@ mod tests {
     #[test]
     fn only_exclusive_queues_are_transient() {
         for quorum in [false, true] {
-            let topology = Topology::new("w", quorum, 1, MailboxLimits::default());
+            let topology = Topology::new("w", quorum, 1, BoxSettings::default());
             assert!(topology.durable_queues().iter().all(|queue| !queue.exclusive));
-            assert!(!topology.mailbox(&UserId::new("u").unwrap()).exclusive);
+            assert!(!topology.box_queue(BoxNumber(0), false).exclusive);
         }
     }
 
     #[test]
-    fn mailboxes_have_names_that_fit_and_differ() {
-        let topology = Topology::new(&"p".repeat(32), false, 1, MailboxLimits::default());
-        let name = |user: &str| topology.mailbox_name(&UserId::new(user).unwrap());
-        assert!(name("Zoë").ends_with(".mailbox.Zo~C3~AB"));
-        let (long, other) = ("é".repeat(64), format!("{}~", "é".repeat(63)));
-        let digest = name(&long);
-        assert!(digest.len() <= MAILBOX_NAME_BYTES_MAX && digest.contains(".mailbox.~~"), "{digest}");
-        assert_ne!(digest, name(&other));
-        // Who is called like the last part of that name has another mailbox.
-        let (_, last) = digest.rsplit_once('.').unwrap();
-        assert_ne!(digest, name(last));
+    fn boxes_are_named_by_their_count_and_are_lazy_only_where_that_means_something() {
+        let topology = Topology::new("w", false, 1, BoxSettings::default());
+        let queue = topology.box_queue(BoxNumber(7), false);
+        assert_eq!(queue.name, "w.box.1024.7");
+        assert!(queue.arguments.iter().all(|(name, _)| *name != "x-queue-mode"));
+        assert!(topology
+            .box_queue(BoxNumber(7), true)
+            .arguments
+            .iter()
+            .any(|(name, _)| *name == "x-queue-mode"));
+    }
+
+    #[test]
+    fn queues_of_ours_cannot_be_named_from_outside() {
+        let topology = Topology::new("w", false, 1, BoxSettings::default());
+        for (name, reserved) in [
+            ("w.box.1024.7", true),
+            ("w.node.a.1", true),
+            ("w.ingress", true),
+            ("w.boxes", false),
+            ("wx.box.1", false),
+            ("replies", false),
+            ("amq.rabbitmq.reply-to.x.y", false),
+        ] {
+            assert_eq!(topology.is_reserved(name), reserved, "{name}");
+        }
     }
 }

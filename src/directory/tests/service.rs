@@ -10,10 +10,11 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::bus::{
-    Bus, Destination, Done, Link, MailboxError, Opened, Outcome, Properties, Publish, Publishing,
+    Attach, BoxError, BoxNumber, BoxSettings, Bus, Destination, Done, Link, Outcome, Properties, Publish,
+    Publishing,
 };
 use crate::directory::{Directory, Membership, ServiceHandle, GOSSIP_KIND, PROBE_KIND};
-use crate::ids::UserId;
+use crate::ids::UserKey;
 
 type Doors = Arc<Mutex<BTreeMap<NodeId, mpsc::Sender<Publish>>>>;
 
@@ -43,16 +44,16 @@ impl Bus for SmallBus {
     }
 
     fn stop_ingress(&self) {}
-    fn deposit(&self, _: &UserId, _: Properties, _: Bytes, _: Done) {
+    fn deposit(&self, _: BoxNumber, _: Properties, _: Bytes, _: Done) {
         panic!("the directory stores nothing");
     }
 
-    fn open_mailbox(&self, _: &UserId) -> BoxFuture<'static, Result<Opened, MailboxError>> {
+    fn attach_box(&self, _: BoxNumber, _: Vec<UserKey>) -> BoxFuture<'static, Result<Attach, BoxError>> {
         panic!("the directory reads no mail");
     }
 
-    fn mailbox_depth(&self, _: &UserId) -> BoxFuture<'static, Result<u64, MailboxError>> {
-        panic!("the directory reads no mail");
+    fn boxes(&self) -> BoxSettings {
+        BoxSettings::default()
     }
 
     fn leave(&self) {}
@@ -82,7 +83,11 @@ impl Node {
         let incarnation = Incarnation::generate();
         let (door, mut inbox) = mpsc::channel::<Publish>(1_000);
         self.bus.doors.lock().unwrap().insert(self.id.clone(), door);
-        self.bus.link.send_replace(Link { incarnation: Some(incarnation), publishing: Publishing::Ready });
+        self.bus.link.send_replace(Link {
+            incarnation: Some(incarnation),
+            publishing: Publishing::Ready,
+            ..Link::default()
+        });
         let directory = self.directory.clone();
         tokio::spawn(async move {
             while let Some(publish) = inbox.recv().await {

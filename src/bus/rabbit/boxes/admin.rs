@@ -7,28 +7,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use deadpool_lapin::{Config, Connection, Pool, PoolConfig, Runtime, Timeouts};
-use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
+use deadpool_lapin::{Connection, Manager, Pool, PoolConfig, Runtime, Timeouts};
 use lapin::protocol::AMQPSoftError;
-use lapin::types::{FieldTable, ShortString};
-use lapin::{Channel, ConnectionProperties};
+use lapin::Channel;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
-use super::super::connection::{with_heartbeat, LinkError};
+use super::super::connection::{self, LinkError};
 use super::super::declare;
+use super::super::dial::{self, Dialler};
 use super::super::topology::Queue;
+use super::super::url::AmqpUrl;
 
 /// For the answer to one request.
 const ADMIN_DEADLINE: Duration = Duration::from_secs(2);
-/// For a channel to ask it on. Making a queue takes the broker some milliseconds, so there may be a crowd.
-const SLOT_DEADLINE: Duration = Duration::from_secs(3);
+/// For a turn. Making a queue takes the broker some 3 ms, so there may be a crowd.
+const SLOT_DEADLINE: Duration = Duration::from_secs(1);
 /// For each broker address; only the address in use has any.
 const CONNECTIONS: usize = 2;
-/// Requests at the same time.
+/// Requests at the same time: in a crowd all are served faster when few are served at a time.
 const CHANNELS: usize = 8;
-/// Of these, those that make a queue, which takes the broker long: looks, which are quick and urgent, go on.
-const MAKES: usize = 3;
 /// Channels that a connection gives out in its life. When their numbers come round again, the client library takes
 /// a new channel for the one that the broker once closed under the same number, and fails it with the old error.
 const CONNECTION_CHANNELS: u16 = 1000;
@@ -43,23 +41,6 @@ pub struct Admin {
     /// Channels that wait for a request, and how many each has served.
     idle: Mutex<Vec<(Channel, u32)>>,
     slots: Semaphore,
-    makes: Semaphore,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Content {
-    /// Messages that are not handed out.
-    pub ready: u64,
-    pub consumed: bool,
-}
-
-/// What became of a queue that was to be removed if nobody needs it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Removed {
-    /// Whether or not it existed.
-    Gone,
-    /// It holds messages, or somebody consumes it.
-    InUse,
 }
 
 struct Borrowed<'a> {
@@ -80,7 +61,7 @@ impl Borrowed<'_> {
 
 impl Admin {
     /// To be called inside a tokio runtime. Connects on first need.
-    pub fn new(urls: &[String], name: String) -> Self {
+    pub fn new(urls: &[AmqpUrl], name: String) -> Self {
         let pools: Vec<_> = urls.iter().filter_map(|url| pool(url, name.clone())).collect();
         let first = rand::random_range(0..pools.len().max(1));
         Self {
@@ -88,7 +69,6 @@ impl Admin {
             current: AtomicUsize::new(first),
             idle: Mutex::default(),
             slots: Semaphore::new(CHANNELS),
-            makes: Semaphore::new(MAKES),
         }
     }
 
@@ -98,7 +78,6 @@ impl Admin {
 
     pub fn close(&self) {
         self.slots.close();
-        self.makes.close();
         self.pools.iter().for_each(Pool::close);
         self.lock().clear();
     }
@@ -137,13 +116,13 @@ impl Admin {
         }
     }
 
-    /// Makes a queue, and renews the lease of one that exists.
+    /// Makes a queue, if there is none.
     pub async fn declare(&self, queue: &Queue) -> Result<(), LinkError> {
-        let _make = turn(&self.makes).await?;
         let borrowed = self.borrow().await?;
         in_time(async {
             match declare::declare_queue(&borrowed.channel, queue, false).await {
-                // A node with other limits made it; it is as good a mailbox.
+                // It is there with other arguments, which it keeps: made by a node with other settings, or for another
+                // version of the broker.
                 Err(error) if declare::is(&error, AMQPSoftError::PRECONDITIONFAILED) => {}
                 answer => answer?,
             }
@@ -152,65 +131,17 @@ impl Admin {
         })
         .await
     }
-
-    /// What is in a queue; `None` if there is no such queue. Renews its lease.
-    pub async fn look(&self, queue: &str) -> Result<Option<Content>, LinkError> {
-        let mut borrowed = self.borrow().await?;
-        in_time(async {
-            loop {
-                match look(&borrowed.channel, queue).await {
-                    Err(error) if declare::is(&error, AMQPSoftError::NOTFOUND) => return Ok(None),
-                    // The channel lay idle while its connection ended.
-                    Err(_) if borrowed.uses > 0 => {
-                        (borrowed.channel, borrowed.uses) = (self.channel().await?, 0)
-                    }
-                    Err(error) => return Err(error),
-                    Ok(content) => {
-                        borrowed.give_back();
-                        return Ok(Some(content));
-                    }
-                }
-            }
-        })
-        .await
-    }
-
-    /// Removes a queue that is empty and that nobody consumes.
-    pub async fn remove_idle(&self, queue: &str) -> Result<Removed, LinkError> {
-        let borrowed = self.borrow().await?;
-        in_time(async {
-            let options = QueueDeleteOptions { if_unused: true, if_empty: true, nowait: false };
-            let name = ShortString::try_new(queue)?;
-            match borrowed.channel.queue_delete(name, options).await.map_err(LinkError::from) {
-                Err(error) if declare::is(&error, AMQPSoftError::PRECONDITIONFAILED) => Ok(Removed::InUse),
-                Err(error) => Err(error),
-                Ok(_) => {
-                    borrowed.give_back();
-                    Ok(Removed::Gone)
-                }
-            }
-        })
-        .await
-    }
 }
 
 async fn turn(slots: &Semaphore) -> Result<SemaphorePermit<'_>, LinkError> {
     match timeout(SLOT_DEADLINE, slots.acquire()).await {
         Ok(slot) => slot.map_err(|_| LinkError::Ended("the bus is closed")),
-        Err(_) => Err(LinkError::Late("a turn for a request about a mailbox")),
+        Err(_) => Err(LinkError::Late("a turn for a request about a box")),
     }
 }
 
-/// The same, asked on this channel.
-pub async fn look(channel: &Channel, queue: &str) -> Result<Content, LinkError> {
-    let options = QueueDeclareOptions { passive: true, ..Default::default() };
-    let name = ShortString::try_new(queue)?;
-    let queue = channel.queue_declare(name, options, FieldTable::default()).await?;
-    Ok(Content { ready: u64::from(queue.message_count()), consumed: queue.consumer_count() > 0 })
-}
-
 pub async fn in_time<T>(work: impl Future<Output = Result<T, LinkError>>) -> Result<T, LinkError> {
-    timeout(ADMIN_DEADLINE, work).await.unwrap_or(Err(LinkError::Late("a request about a mailbox")))
+    timeout(ADMIN_DEADLINE, work).await.unwrap_or(Err(LinkError::Late("a request about a box")))
 }
 
 /// A connection that has not given out many channels yet. One that has is left to the channels that still use
@@ -227,16 +158,12 @@ async fn fresh(pool: &Pool) -> Option<Connection> {
     }
 }
 
-fn pool(url: &str, name: String) -> Option<Pool> {
+fn pool(url: &AmqpUrl, name: String) -> Option<Pool> {
     let timeouts =
         Timeouts { wait: Some(ADMIN_DEADLINE), create: Some(ADMIN_DEADLINE), recycle: Some(ADMIN_DEADLINE) };
-    let pool = PoolConfig { timeouts, ..PoolConfig::new(CONNECTIONS) };
-    let config = Config { url: Some(with_heartbeat(url)), pool: Some(pool) };
-    // As for the other connections: no retries of the library's own.
-    let properties = move || {
-        ConnectionProperties::default()
-            .with_connection_name(name.as_str().into())
-            .configure_backoff(|backoff| backoff.with_max_times(0))
-    };
-    config.create_pool(properties, Runtime::Tokio1).ok()
+    let config = PoolConfig { timeouts, ..PoolConfig::new(CONNECTIONS) };
+    let text = dial::library_url(url).to_string();
+    let manager =
+        Manager::new(text, move || connection::properties(name.clone()), Dialler::runtime(url.clone()));
+    Pool::builder(manager).config(config).runtime(Runtime::Tokio1).build().ok()
 }

@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 
-use crate::error::Error;
-use crate::ids::{MessageId, NodeId, SessionId, UserId};
+use crate::ids::ChannelName;
 use crate::protocol::close::{CloseCode, Reconnect};
-use crate::protocol::message::{Form, Message, Settlement};
+use crate::protocol::message::{Form, Message};
+use crate::protocol::reply::{Reply, Welcome};
 
 fn json(value: &impl Serialize, into: &mut Vec<u8>) {
     // Writing plain structs of strings and numbers to memory has no way to fail.
@@ -40,25 +40,6 @@ pub fn message(message: &Message) -> Vec<u8> {
     out
 }
 
-/// What a client is told when its session begins.
-#[derive(Debug, Serialize)]
-pub struct Welcome<'a> {
-    pub session: &'a SessionId,
-    pub user: &'a UserId,
-    pub node: &'a NodeId,
-    pub version: &'a str,
-    /// Seconds between the server's pings.
-    pub ping_interval: u64,
-    pub limits: Limits,
-}
-
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Limits {
-    pub message_bytes: u32,
-    pub publishes_per_second: u32,
-    pub in_flight: u32,
-}
-
 #[derive(Serialize)]
 struct Typed<'a, T> {
     #[serde(rename = "type")]
@@ -73,34 +54,6 @@ pub fn welcome(welcome: &Welcome) -> Vec<u8> {
     out
 }
 
-/// What is answered to a publish, in frames and over HTTP.
-#[derive(Debug, Serialize)]
-pub struct Settled<'a> {
-    pub message_id: &'a MessageId,
-    pub outcome: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sessions: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<&'a Error>,
-}
-
-impl<'a> Settled<'a> {
-    pub fn new(message_id: &'a MessageId, settlement: &'a Settlement) -> Self {
-        Self {
-            message_id,
-            outcome: settlement.outcome(),
-            sessions: match settlement {
-                Settlement::Delivered { sessions } => Some(*sessions),
-                _ => None,
-            },
-            error: match settlement {
-                Settlement::Failed(error) => Some(error),
-                _ => None,
-            },
-        }
-    }
-}
-
 fn reply_head(id: Option<&str>) -> Vec<u8> {
     let mut out = Vec::with_capacity(160);
     out.extend_from_slice(br#"{"type":"reply","id":"#);
@@ -108,28 +61,28 @@ fn reply_head(id: Option<&str>) -> Vec<u8> {
     out
 }
 
-/// `id` is the client's own JSON, as [`crate::protocol::client::parse`] checked it.
-pub fn reply_settled(id: Option<&str>, settled: &Settled) -> Vec<u8> {
+/// The answer to a request. `id` is the client's own JSON, as [`super::request::parse`] checked it.
+pub fn reply(id: Option<&str>, reply: &Reply) -> Vec<u8> {
     let mut out = reply_head(id);
-    let mut body = Vec::with_capacity(128);
-    json(settled, &mut body);
-    out.push(b',');
-    out.extend_from_slice(&body[1..]);
-    out
-}
-
-pub fn reply_error(id: Option<&str>, error: &Error) -> Vec<u8> {
-    let mut out = reply_head(id);
-    out.extend_from_slice(b",\"error\":");
-    json(error, &mut out);
-    out.push(b'}');
-    out
-}
-
-/// The answer to `ping`, `refresh` and whatever else has nothing more to say than yes.
-pub fn reply_ok(id: Option<&str>) -> Vec<u8> {
-    let mut out = reply_head(id);
-    out.extend_from_slice(br#","outcome":"ok"}"#);
+    match reply {
+        Reply::Ok => out.extend_from_slice(br#","outcome":"ok"}"#),
+        Reply::Settled(settled) => {
+            let mut body = Vec::with_capacity(128);
+            json(settled, &mut body);
+            out.push(b',');
+            out.extend_from_slice(&body[1..]);
+        }
+        Reply::Subscribed { count } => {
+            out.extend_from_slice(br#","outcome":"ok","count":"#);
+            json(count, &mut out);
+            out.push(b'}');
+        }
+        Reply::Error(error) => {
+            out.extend_from_slice(b",\"error\":");
+            json(error, &mut out);
+            out.push(b'}');
+        }
+    }
     out
 }
 
@@ -153,16 +106,30 @@ pub fn disconnect(close: CloseCode, after_ms: u32) -> Vec<u8> {
     out
 }
 
-/// Messages may have been missed: the application should reload its state.
+/// Messages may have been missed: the application should reload its state. `reason` must need no escapes.
 pub fn gap(reason: &'static str) -> Vec<u8> {
     format!(r#"{{"type":"gap","reason":"{reason}"}}"#).into_bytes()
+}
+
+/// The gateway took the session out of a channel.
+pub fn unsubscribed(channel: &ChannelName, reason: &'static str) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Unsubscribed<'a> {
+        channel: &'a ChannelName,
+        reason: &'static str,
+    }
+    let mut out = Vec::with_capacity(96);
+    json(&Typed { kind: "unsubscribed", body: &Unsubscribed { channel, reason } }, &mut out);
+    out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Code;
-    use crate::protocol::message::{Guarantee, Payload, Sender};
+    use crate::error::{Code, Error};
+    use crate::ids::{MessageId, SessionId, UserId};
+    use crate::protocol::message::{Guarantee, Payload, Sender, Settlement};
+    use crate::protocol::reply::Settled;
     use crate::protocol::target::Target;
     use serde_json::{json, Value};
 
@@ -199,18 +166,19 @@ mod tests {
         let id = MessageId::new("m").unwrap();
         let settlement = Settlement::Delivered { sessions: 2 };
         let value: Value =
-            serde_json::from_slice(&reply_settled(Some("\"x\""), &Settled::new(&id, &settlement))).unwrap();
+            serde_json::from_slice(&reply(Some("\"x\""), &Reply::Settled(Settled::new(&id, &settlement))))
+                .unwrap();
         assert_eq!(
             value,
             json!({"type":"reply","id":"x","outcome":"delivered","message_id":"m","sessions":2})
         );
         let error = Error::new(Code::Offline, "not \"here\"");
-        let value: Value = serde_json::from_slice(&reply_error(None, &error)).unwrap();
+        let value: Value = serde_json::from_slice(&reply(None, &Reply::Error(&error))).unwrap();
         assert_eq!(value["error"], json!({"code":"offline","message":"not \"here\"","retry":false}));
         let value: Value = serde_json::from_slice(&disconnect(CloseCode::Drain, 9)).unwrap();
         assert_eq!(value["after_ms"], 9);
         assert_eq!(value["reconnect"], true);
         serde_json::from_slice::<Value>(&gap("broker link lost")).unwrap();
-        serde_json::from_slice::<Value>(&reply_ok(Some("1"))).unwrap();
+        serde_json::from_slice::<Value>(&reply(Some("1"), &Reply::Ok)).unwrap();
     }
 }

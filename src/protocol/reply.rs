@@ -1,0 +1,81 @@
+//! What a client is told, whatever the codec.
+
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+use crate::error::Error;
+use crate::ids::{MessageId, NodeId, SessionId, UserId};
+use crate::protocol::message::Settlement;
+
+/// What a client is told when its session begins.
+#[derive(Debug, Serialize)]
+pub struct Welcome<'a> {
+    pub session: &'a SessionId,
+    pub user: &'a UserId,
+    pub node: &'a NodeId,
+    pub version: &'a str,
+    /// Between the server's pings; in the frame as seconds, with a fraction if it is not whole.
+    #[serde(serialize_with = "seconds")]
+    pub ping_interval: Duration,
+    pub limits: Limits,
+}
+
+fn seconds<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    match duration.subsec_nanos() {
+        0 => to.serialize_u64(duration.as_secs()),
+        _ => to.serialize_f64(duration.as_secs_f64()),
+    }
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Limits {
+    /// Longest frame of the client.
+    pub message_bytes: u32,
+    /// 0 = unlimited.
+    pub publishes_per_second: u32,
+    /// Publishes that may await their reply.
+    pub in_flight: u32,
+}
+
+/// The answer to a request.
+#[derive(Debug)]
+pub enum Reply<'a> {
+    /// Nothing more to say than yes: `ping`, `refresh`, `unsubscribe`.
+    Ok,
+    /// The fate of a publish.
+    Settled(Settled<'a>),
+    /// The session gets the messages of a channel that has so many subscribers.
+    Subscribed {
+        count: u64,
+    },
+    Error(&'a Error),
+}
+
+/// What is answered to a publish, in frames and over HTTP.
+#[derive(Debug, Serialize)]
+pub struct Settled<'a> {
+    pub message_id: &'a MessageId,
+    pub outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sessions: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<&'a Error>,
+}
+
+impl<'a> Settled<'a> {
+    pub fn new(message_id: &'a MessageId, settlement: &'a Settlement) -> Self {
+        Self {
+            message_id,
+            outcome: settlement.outcome(),
+            sessions: match settlement {
+                Settlement::Delivered { sessions } => Some(*sessions),
+                _ => None,
+            },
+            error: match settlement {
+                Settlement::Failed(error) => Some(error),
+                _ => None,
+            },
+        }
+    }
+}

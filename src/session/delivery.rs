@@ -1,0 +1,170 @@
+//! Carries out the hub's commands: messages to the sessions of this worker, in batches, and orders to close them.
+
+use std::cell::OnceCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::hub::{Command, Counters};
+use crate::ids::ChannelName;
+use crate::protocol::message::Rendered;
+use crate::protocol::Codec;
+use crate::session::drain::Drain;
+use crate::session::state::Session;
+use crate::session::worker::WorkerState;
+
+/// Commands carried out together, so that frames for one socket share a system call.
+pub(super) const BATCH_MAX: usize = 256;
+/// Messages in a row for everyone, or for one channel, are written as one block up to this size, in bytes.
+const BLOCK_BYTES_MAX: usize = 64 * 1024;
+
+/// The sessions that get a block.
+#[derive(Default, PartialEq, Eq)]
+enum Audience {
+    #[default]
+    Everyone,
+    Channel(ChannelName),
+}
+
+/// Messages for one audience that follow each other, to be written to each socket as one block of frames.
+#[derive(Default)]
+struct Block {
+    audience: Audience,
+    /// The session of a publisher that wants no echo; such a message is a block of its own.
+    except: Option<u64>,
+    messages: Vec<Arc<Rendered>>,
+    /// About; a frame differs from codec to codec.
+    bytes: usize,
+}
+
+/// The frames of a block in one piece, made for a codec when the first session needs it.
+#[derive(Default)]
+struct Pieces([OnceCell<Bytes>; Codec::COUNT]);
+
+impl Pieces {
+    fn of<'a>(&'a self, messages: &'a [Arc<Rendered>], codec: Codec) -> &'a Bytes {
+        match messages {
+            [message] => message.frame(codec),
+            _ => self.0[codec as usize].get_or_init(|| {
+                let mut piece = BytesMut::new();
+                messages.iter().for_each(|message| piece.extend_from_slice(message.frame(codec)));
+                piece.freeze()
+            }),
+        }
+    }
+}
+
+impl WorkerState {
+    /// Carries out a batch in its order.
+    pub(super) fn execute(&self, batch: &mut Vec<Command>) {
+        let now = self.now();
+        // A single command is written at once; the frames of several are gathered for each socket.
+        let gather = batch.len() > 1;
+        let mut touched: Vec<Rc<Session>> = Vec::new();
+        let mut block = Block::default();
+        for command in batch.drain(..) {
+            match command {
+                Command::Broadcast { message } => {
+                    self.add_to_block(&mut block, Audience::Everyone, message, None, now);
+                }
+                Command::Channel { channel, message, except } => {
+                    self.add_to_block(&mut block, Audience::Channel(channel), message, except, now);
+                }
+                other => {
+                    // Order: the block came before this command.
+                    self.send_block(&mut block, now);
+                    self.execute_one(other, gather, &mut touched, now);
+                }
+            }
+        }
+        self.send_block(&mut block, now);
+        for session in touched {
+            session.flush(now);
+        }
+    }
+
+    fn execute_one(&self, command: Command, gather: bool, touched: &mut Vec<Rc<Session>>, now: u32) {
+        match command {
+            Command::Deliver { counters, message, tally } => {
+                // The last session gets the tally itself: for a single session there is a single copy.
+                let mut sessions = self.open_sessions(&counters).peekable();
+                while let Some(session) = sessions.next() {
+                    if sessions.peek().is_none() {
+                        session.deliver(&message, tally, gather, now);
+                        touched.extend(gather.then_some(session));
+                        break;
+                    }
+                    session.deliver(&message, tally.clone(), gather, now);
+                    touched.extend(gather.then_some(session));
+                }
+            }
+            Command::Broadcast { .. } | Command::Channel { .. } => {}
+            Command::Gap { reason } => {
+                for (_, session) in self.sessions.borrow().iter().filter(|(_, session)| session.is_open()) {
+                    session.send(&session.codec.gap(reason), None, now);
+                }
+            }
+            Command::Close { counters, code, tally } => {
+                for session in self.open_sessions(&counters) {
+                    session.close(code, 0, now);
+                    tally.clone().count();
+                }
+            }
+            Command::Drain { spread_ms } => {
+                let counters = self.sessions.borrow().iter().map(|(_, session)| session.counter).collect();
+                *self.drain.borrow_mut() = Some(Drain::new(counters, spread_ms, now));
+            }
+        }
+    }
+
+    fn open_sessions<'a>(&'a self, counters: &'a Counters) -> impl Iterator<Item = Rc<Session>> + 'a {
+        let found = counters.iter().filter_map(|counter| self.find(*counter));
+        found.filter(|session| session.is_open())
+    }
+
+    fn add_to_block(
+        &self,
+        block: &mut Block,
+        audience: Audience,
+        message: Arc<Rendered>,
+        except: Option<u64>,
+        now: u32,
+    ) {
+        let bytes = message.message().bytes();
+        let is_another = block.audience != audience || block.except != except;
+        if is_another || block.bytes + bytes > BLOCK_BYTES_MAX {
+            self.send_block(block, now);
+            (block.audience, block.except) = (audience, except);
+        }
+        block.bytes += bytes;
+        block.messages.push(message);
+    }
+
+    /// Writes the block and leaves an empty one for the same audience.
+    fn send_block(&self, block: &mut Block, now: u32) {
+        let messages = std::mem::take(&mut block.messages);
+        block.bytes = 0;
+        if messages.is_empty() {
+            return;
+        }
+        let pieces = Pieces::default();
+        let send = |session: &Rc<Session>| session.send(pieces.of(&messages, session.codec), None, now);
+        match &block.audience {
+            Audience::Everyone => {
+                let sessions = self.sessions.borrow();
+                sessions
+                    .iter()
+                    .map(|(_, session)| session)
+                    .filter(|session| session.is_open())
+                    .for_each(send);
+            }
+            Audience::Channel(channel) => {
+                let subscriptions = self.subscriptions.borrow();
+                let others =
+                    subscriptions.of(channel).filter(|session| Some(session.counter) != block.except);
+                others.for_each(send);
+            }
+        }
+    }
+}
