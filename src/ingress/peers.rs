@@ -12,6 +12,7 @@ use crate::clock::Now;
 use crate::delivery::envelope::{self, Envelope, EnvelopeError};
 use crate::delivery::peer_words::{kind, Ask, AskReply, MailNotice, Receipts};
 use crate::directory::{GOSSIP_KIND, PROBE_KIND};
+use crate::mail::index::MAIL_INDEX_KIND;
 use crate::metrics::Metrics;
 use crate::protocol::message::Rendered;
 use crate::protocol::target::Target;
@@ -88,6 +89,8 @@ impl NodeQueue {
             }
             // It has arrived: that is all it is for.
             Some(PROBE_KIND) => {}
+            // A part of a snapshot, which this node asked for, or the question for one.
+            Some(kind @ MAIL_INDEX_KIND) => self.router.on_mail_gossip(kind, &delivery.body)?,
             Some(GOSSIP_KIND) => self.router.directory().on_gossip(&delivery.body).map_err(|e| e.to_string())?,
             _ if delivery.via == Via::Broadcast => {
                 let message = read::message(delivery, Target::Broadcast, self.message_bytes_max, Now::read())?;

@@ -121,7 +121,7 @@ impl Node {
         };
         let peers = {
             let directory = directory.clone();
-            Box::new(move || directory.peers().into_iter().map(|peer| peer.node).collect())
+            Box::new(move || -> Vec<NodeId> { directory.peers().into_iter().map(|peer| peer.node).collect() })
         };
         let (mail, mail_service) =
             MailIndex::start(config.node_id.clone(), bus.clone(), mail_limits(&config), peers);
