@@ -85,7 +85,7 @@ impl Socket {
     fn enqueue(&mut self, bytes: Bytes, tally: Option<Tally>, begun: bool, bytes_max: usize) -> Sent {
         let queue = self.queue.get_or_insert_default();
         let first = queue.frames.front().map_or(bytes.len(), |first| first.bytes.len());
-        if queue.bytes + bytes.len() > first + bytes_max && !queue.frames.is_empty() {
+        if queue.bytes + bytes.len() > first.saturating_add(bytes_max) && !queue.frames.is_empty() {
             return Sent::Overflow;
         }
         queue.bytes += bytes.len();
