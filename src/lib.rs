@@ -19,6 +19,7 @@ pub mod error;
 pub mod ids;
 pub mod lifecycle;
 pub mod metrics;
+pub mod output;
 pub mod protocol;
 // infrastructure
 pub mod bus;

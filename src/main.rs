@@ -1,25 +1,36 @@
 //! The `warren` command: reads the configuration, runs a node until it is told to stop.
 //!
-//! Exit codes: 0 = stopped as asked, 1 = could not start or go on, 64 = the configuration or the command line is wrong.
+//! Exit codes: 0 = stopped as asked, 1 = could not start, 64 = the configuration or the command line is wrong,
+//! 70 = a part of the node has failed (64 and 70 as in sysexits.h).
 
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use tokio::signal::unix::{signal, Signal, SignalKind};
+use tokio::time::timeout;
 use tracing_subscriber::EnvFilter;
 use warren::bus::rabbit;
 use warren::cli::{config_text, Cli, Command};
-use warren::config::{raise_thread_stack, Config, LogFormat};
-use warren::lifecycle::Phase;
+use warren::config::{Config, LogFormat};
+use warren::http::listener::raise_file_limit;
 use warren::node::Node;
+use warren::output::Output;
 
 const WRONG_USE: u8 = 64;
 const CANNOT_START: u8 = 1;
+const FAILED: u8 = 70;
+/// For moving clients to other nodes when a part of this one has failed.
+const FAILED_DRAIN_MAX: Duration = Duration::from_secs(5);
+/// For ending what still runs, and for writing the last lines: a part that hangs must not keep the process.
+const STOP_MAX: Duration = Duration::from_secs(2);
+/// Open files beside the sockets of clients: the broker, listeners, the runtime.
+const FILES_BESIDE_CLIENTS: u64 = 256;
 const BUS_THREADS_MAX: usize = 2;
 
 fn main() -> ExitCode {
-    // Before any thread exists: see there.
-    raise_thread_stack();
     let command = match Cli::try_parse() {
         Ok(cli) => cli.command(),
         Err(help) => {
@@ -29,8 +40,7 @@ fn main() -> ExitCode {
         }
     };
     if command == Command::Config {
-        print!("{}", config_text());
-        return ExitCode::SUCCESS;
+        return show(&config_text());
     }
     let config = match Config::from_env() {
         Ok(config) => config,
@@ -38,36 +48,84 @@ fn main() -> ExitCode {
     };
     match command {
         Command::Token(args) => match args.mint(&config) {
-            Ok(token) => {
-                println!("{token}");
-                ExitCode::SUCCESS
-            }
+            Ok(token) => show(&format!("{token}\n")),
             Err(error) => fail(WRONG_USE, &error),
         },
         Command::Serve | Command::Config => serve(config),
     }
 }
 
+/// For a person or a script at the other end of stdout, who may have read enough (`| head -1`).
+fn show(text: &str) -> ExitCode {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
 fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("{error}");
+    let _ = writeln!(std::io::stderr(), "{error}");
     ExitCode::from(code)
 }
 
 fn serve(config: Config) -> ExitCode {
-    let filter = EnvFilter::try_new(format!("{},{}", rabbit::QUIET, config.log)).unwrap_or_default();
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match config.log_format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
-    }
+    let outputs = Output::start("stderr", std::io::stderr())
+        .and_then(|log| Ok((log, Output::start("stdout", std::io::stdout())?)));
+    let (log, terminal) = match outputs {
+        Ok(outputs) => outputs,
+        Err(error) => return fail(CANNOT_START, &error),
+    };
+    start_log(&config, log.clone());
     // Sockets live on the workers' threads; these carry the bus and what is between them. One such thread keeps
     // up with several workers, and a second one on a small machine only makes them wake each other.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = if cores > BUS_THREADS_MAX * 2 { BUS_THREADS_MAX } else { 1 };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
-    match runtime {
-        Ok(runtime) => runtime.block_on(run(config)),
-        Err(error) => fail(CANNOT_START, &error),
+    let ended = match runtime {
+        Ok(runtime) => {
+            let ended = runtime.block_on(run(config, &terminal));
+            runtime.shutdown_timeout(STOP_MAX);
+            ended
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    for output in [&terminal, &log] {
+        output.flush(STOP_MAX);
+    }
+    ended.unwrap_or_else(|error| {
+        log.line(format!("{error}\n").into_bytes());
+        log.flush(STOP_MAX);
+        ExitCode::from(CANNOT_START)
+    })
+}
+
+/// Everything that is logged, panics among it, goes through `log`: nothing else may wait for stderr.
+fn start_log(config: &Config, log: Output) {
+    let filter = EnvFilter::try_new(format!("{},{}", rabbit::QUIET, config.log)).unwrap_or_default();
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log).log_internal_errors(false);
+    match config.log_format {
+        LogFormat::Text => lines.init(),
+        LogFormat::Json => lines.json().init(),
+    }
+    std::panic::set_hook(Box::new(|panic| {
+        let location = panic.location().map(ToString::to_string).unwrap_or_default();
+        let thread = std::thread::current();
+        let thread = thread.name().unwrap_or_default();
+        // Its text may hold what came from outside, and is for the person who looks for the cause.
+        tracing::error!(thread, location, "panic");
+        tracing::debug!(text = panic.payload_as_str().unwrap_or_default(), "panic");
+    }));
+}
+
+/// Raises the limit of open files, and says so if the configuration asks for more sockets than it allows.
+fn raise_limits(config: &Config) {
+    let needed = config.max_sessions as u64 + 6 * config.handshakes_max as u64 + FILES_BESIDE_CLIENTS;
+    match raise_file_limit() {
+        Ok(limit) if limit >= needed => {}
+        Ok(limit) => tracing::warn!(
+            limit,
+            needed,
+            "fewer files may be open than WARREN_MAX_SESSIONS and WARREN_HANDSHAKES_MAX need: raise `ulimit -n`"
+        ),
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
     }
 }
 
@@ -91,63 +149,97 @@ fn may_serve(config: &Config) -> bool {
     sound || config.listen.ip().is_loopback()
 }
 
-async fn run(config: Config) -> ExitCode {
-    if !may_serve(&config) {
-        return fail(CANNOT_START, &"a sabotaged build listens on loopback only");
+/// The signals that a node acts on.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    quit: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
-    let (Ok(mut term), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return fail(CANNOT_START, &"cannot listen for signals");
-    };
+
+    /// Returns when the node is to stop. A terminal that is closed (SIGHUP) does not end a node.
+    async fn stop(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.quit.recv() => return,
+                _ = self.hangup.recv() => {
+                    tracing::info!("SIGHUP ignored: changed settings need a restart");
+                }
+            }
+        }
+    }
+}
+
+async fn run(config: Config, terminal: &Output) -> Result<ExitCode, String> {
+    if !may_serve(&config) {
+        return Err("a sabotaged build listens on loopback only".into());
+    }
+    let mut signals = Signals::listen().map_err(|error| format!("cannot listen for signals: {error}"))?;
+    raise_limits(&config);
     let (standalone, insecure) = (config.standalone(), config.insecure());
-    let mut node = match Node::start(config) {
-        Ok(node) => node,
-        Err(error) => return fail(CANNOT_START, &error),
-    };
-    greet(&node, standalone, insecure);
-    let lifecycle = node.lifecycle().clone();
+    let mut node = Node::start(config).map_err(|error| error.to_string())?;
+    terminal.line(greeting(&node, standalone, insecure).into_bytes());
+    #[cfg(debug_assertions)]
+    if warren::config::test_panic() {
+        node.tasks().spawn("test", async { std::panic::panic_any("asked for by a test") });
+    }
+    let failed = node.failed();
     tokio::select! {
-        () = either(&mut term, &mut interrupt) => {}
-        () = lifecycle.reached(Phase::Stopped) => {
-            tracing::error!("a worker thread has ended");
-            return ExitCode::from(CANNOT_START);
+        () = signals.stop() => {}
+        failure = failed => {
+            tracing::error!(%failure, "the node ends");
+            return Ok(end_failed(node).await);
         }
     }
     tracing::info!("draining; a second signal hurries");
-    node.drain(either(&mut term, &mut interrupt)).await;
+    node.drain(signals.stop()).await;
     node.stop().await;
-    ExitCode::SUCCESS
+    Ok(ExitCode::SUCCESS)
 }
 
-async fn either(term: &mut Signal, interrupt: &mut Signal) {
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+/// Clients are sent elsewhere at once. Whatever hangs is left behind: it may be what has failed.
+async fn end_failed(mut node: Node) -> ExitCode {
+    let _ = timeout(FAILED_DRAIN_MAX, node.drain(std::future::ready(()))).await;
+    let _ = timeout(STOP_MAX, node.stop()).await;
+    ExitCode::from(FAILED)
 }
 
 /// What a person at a terminal wants to know first.
-fn greet(node: &Node, standalone: bool, insecure: bool) {
+fn greeting(node: &Node, standalone: bool, insecure: bool) -> String {
     let (public, admin) = (node.public(), node.admin());
-    println!("warren {} as node {}", env!("CARGO_PKG_VERSION"), node.id());
+    let mut text = format!("warren {} as node {}\n", env!("CARGO_PKG_VERSION"), node.id());
     if standalone {
-        println!("STANDALONE: no WARREN_AMQP_URL, so messages stay in this process and end with it.");
+        text += "STANDALONE: no WARREN_AMQP_URL, so messages stay in this process and end with it.\n";
     }
     if insecure {
-        println!("INSECURE: no key, so everybody is who they say they are and the API is open.");
+        text += "INSECURE: no key, so everybody is who they say they are and the API is open.\n";
     }
-    println!("  sockets   ws://{public}/ws");
-    println!("  API       http://{public}/v1/messages");
-    println!("  admin     http://{admin}/readyz  /livez  /metrics");
+    // Writing to a String cannot fail.
+    let _ = write!(
+        text,
+        "  sockets   ws://{public}/ws\n  API       http://{public}/v1/messages\n  \
+         admin     http://{admin}/readyz  /livez  /metrics\n"
+    );
     if insecure {
-        println!("Try it:");
-        println!("  websocat 'ws://{public}/ws?user=alice'");
-        println!("  or open http://{public}/livez and in the browser's console:");
-        println!(
-            "    s = new WebSocket('ws://{public}/ws?user=alice'); s.onmessage = m => console.log(m.data)"
+        let _ = write!(
+            text,
+            "Try it:\n  websocat 'ws://{public}/ws?user=alice'\n  \
+             or open http://{public}/livez and in the browser's console:\n    \
+             s = new WebSocket('ws://{public}/ws?user=alice'); s.onmessage = m => console.log(m.data)\n  \
+             then:\n    curl http://{public}/v1/messages -d '{{\"to\":\"user.alice\",\"payload\":\"hello\"}}'\n"
         );
-        println!("  then:");
-        println!("    curl http://{public}/v1/messages -d '{{\"to\":\"user.alice\",\"payload\":\"hello\"}}'");
     }
+    text
 }

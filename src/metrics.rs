@@ -33,6 +33,8 @@ pub struct Snapshot {
     pub nodes: usize,
     pub pending: usize,
     pub link_ready: bool,
+    /// Since the start of the process.
+    pub log_lines_dropped: u64,
 }
 
 #[derive(Debug)]
@@ -48,6 +50,7 @@ pub struct Metrics {
     nodes: Gauge,
     pending: Gauge,
     link_ready: Gauge,
+    log_lines_dropped: Counter,
 }
 
 impl Metrics {
@@ -75,6 +78,11 @@ impl Metrics {
             nodes: metric!(Gauge::default(), "nodes", "Live nodes that this node knows, itself included"),
             pending: metric!(Gauge::default(), "messages_pending", "Messages that await a receipt"),
             link_ready: metric!(Gauge::default(), "link_ready", "1 while the broker can be used"),
+            log_lines_dropped: metric!(
+                Counter::default(),
+                "log_lines_dropped",
+                "Log lines that stderr did not take in time"
+            ),
             registry,
         }
     }
@@ -111,6 +119,7 @@ impl Metrics {
         self.nodes.set(now.nodes as i64);
         self.pending.set(now.pending as i64);
         self.link_ready.set(now.link_ready.into());
+        self.log_lines_dropped.inc_by(now.log_lines_dropped.saturating_sub(self.log_lines_dropped.get()));
         let mut out = String::new();
         // Writing to a string cannot fail.
         let _ = text::encode(&mut out, &self.registry);

@@ -9,6 +9,7 @@ mod caps;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jsonwebtoken::errors::ErrorKind;
@@ -18,9 +19,9 @@ use jsonwebtoken::{
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use subtle::{Choice, ConstantTimeEq};
+use subtle::{ConditionallySelectable, ConstantTimeEq};
 
-use crate::config::{Auth, Config, Jwt};
+use crate::config::{ApiKey, Auth, Config, Jwt};
 use crate::ids::UserId;
 use crate::protocol::target::Target;
 
@@ -30,6 +31,8 @@ pub use caps::{Cap, Caps};
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
 /// How far the clock of whoever issues tokens may differ from ours.
 const LEEWAY_S: u64 = 10;
+/// The service that callers are in insecure mode.
+const INSECURE_SERVICE: &str = "api";
 /// The end of the year 9999. Later expiry times are mistakes, and would overflow sums of times.
 const EXPIRY_UNIX_S_MAX: u64 = 253_402_300_799;
 
@@ -69,8 +72,8 @@ pub struct Identity {
 /// Who calls the HTTP API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Caller {
-    /// A backend with an API key.
-    Service,
+    /// A backend with an API key of this name.
+    Service(Arc<str>),
     /// The holder of a user's token.
     User(Identity),
 }
@@ -79,14 +82,14 @@ impl Caller {
     /// Whether all of the API is open; if not, only publishing is, as that user.
     pub fn api(&self) -> bool {
         match self {
-            Caller::Service => true,
+            Caller::Service(_) => true,
             Caller::User(identity) => identity.caps.api(),
         }
     }
 
     pub fn may_publish(&self, to: &Target) -> bool {
         match self {
-            Caller::Service => true,
+            Caller::Service(_) => true,
             Caller::User(identity) => identity.caps.api() || identity.caps.may_publish(to),
         }
     }
@@ -108,8 +111,8 @@ pub struct Keys {
     /// One for each algorithm.
     keys: Vec<(DecodingKey, Validation)>,
     issuer: Option<String>,
-    /// SHA-256 of each API key.
-    api_keys: Vec<[u8; 32]>,
+    /// The name and the SHA-256 of each API key.
+    api_keys: Vec<(Arc<str>, [u8; 32])>,
 }
 
 #[derive(Deserialize)]
@@ -133,7 +136,8 @@ impl Verifier {
             keys.push((public.key.clone(), validation(public.algorithm, jwt)));
         }
         self_test(&keys)?;
-        let api_keys = config.api_keys.iter().map(|key| Sha256::digest(key.expose()).into()).collect();
+        let digest = |key: &ApiKey| (key.name.as_str().into(), Sha256::digest(key.key.expose()).into());
+        let api_keys = config.api_keys.iter().map(digest).collect();
         Ok(Verifier::Checked(Keys { keys, issuer: jwt.issuer.clone(), api_keys }))
     }
 
@@ -158,12 +162,12 @@ impl Verifier {
     /// mode everybody is a service, with or without it.
     pub fn api(&self, bearer: Option<&str>) -> Result<Caller, AuthError> {
         let keys = match self {
-            Verifier::Insecure => return Ok(Caller::Service),
+            Verifier::Insecure => return Ok(Caller::Service(INSECURE_SERVICE.into())),
             Verifier::Checked(keys) => keys,
         };
         let bearer = bearer.ok_or(AuthError::Missing)?;
-        if bearer.len() <= TOKEN_BYTES_MAX && keys.is_api_key(bearer) {
-            return Ok(Caller::Service);
+        if let Some(name) = keys.service(bearer) {
+            return Ok(Caller::Service(name));
         }
         self.verify(bearer).map(Caller::User)
     }
@@ -196,11 +200,18 @@ impl Keys {
         })
     }
 
-    /// Looks at every key in full, so that the time taken tells nothing about any of them.
-    fn is_api_key(&self, bearer: &str) -> bool {
+    /// The service whose key this is. Looks at every key in full, so that the time taken tells nothing about any
+    /// of them.
+    fn service(&self, bearer: &str) -> Option<Arc<str>> {
+        if bearer.len() > TOKEN_BYTES_MAX {
+            return None;
+        }
         let digest: [u8; 32] = Sha256::digest(bearer).into();
-        let found = self.api_keys.iter().fold(Choice::from(0), |found, key| found | key.ct_eq(&digest));
-        found.into()
+        let mut found = u32::MAX;
+        for (index, (_, key)) in (0u32..).zip(&self.api_keys) {
+            found.conditional_assign(&index, key.ct_eq(&digest));
+        }
+        self.api_keys.get(found as usize).map(|(name, _)| name.clone())
     }
 }
 

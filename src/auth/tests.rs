@@ -242,7 +242,7 @@ fn two_keys_serve_two_algorithms_and_nothing_else() {
 fn the_api_takes_keys_and_tokens() {
     let kind = &kinds()[0];
     let verifier = kind.verifier(&[("API_KEYS", &format!("another-key-of-some-length,{API_KEY}"))]);
-    assert_eq!(verifier.api(Some(API_KEY)), Ok(Caller::Service));
+    assert_eq!(verifier.api(Some(API_KEY)), Ok(Caller::Service("api".into())));
     for wrong in ["an-api-key-of-some-lengt", "an-api-key-of-some-length ", "AN-API-KEY-OF-SOME-LENGTH"] {
         assert!(verifier.api(Some(wrong)).is_err(), "{wrong}");
     }
@@ -263,7 +263,7 @@ fn insecure_mode_believes_everybody() {
     let identity = verifier.verify("42").unwrap();
     assert_eq!((identity.user.as_str(), identity.expires_unix_s, identity.caps), ("42", None, Caps::All));
     assert!(verifier.verify("a\nb").is_err() && verifier.verify("").is_err());
-    assert_eq!(verifier.api(None), Ok(Caller::Service));
+    assert_eq!(verifier.api(None), Ok(Caller::Service("api".into())));
 }
 
 #[test]

@@ -70,6 +70,9 @@ pub struct Properties {
     pub user_id: Option<String>,
     /// Only what is ours to read or to carry through; nested tables and binary values never get here.
     pub headers: SmallVec<[(String, String); 2]>,
+    /// Incoming only: some properties or the routing key could not be decoded, were dropped or replaced, and
+    /// this says which and why. Such a message is for the dead queue, whatever the rest of it says.
+    pub unreadable: Option<String>,
 }
 
 impl Properties {
@@ -208,6 +211,17 @@ pub struct Link {
     /// was in them are gone.
     pub incarnation: Option<Incarnation>,
     pub publishing: Publishing,
+    pub topology: TopologyState,
+}
+
+/// Whether the exchanges, queues and bindings that the node relies on are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TopologyState {
+    #[default]
+    Whole,
+    /// Something was missing at the last look, or a policy of the broker breaks a promise; the log says what. The
+    /// node makes again what it may, and works on as well as it can, but should get no new clients meanwhile.
+    Damaged,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -217,6 +231,9 @@ pub enum Publishing {
     Ready,
     /// The broker stopped taking messages (memory or disk alarm); deliveries go on.
     Blocked,
+    /// The connection is there, but the broker has not confirmed, or a probe has not come back, for
+    /// [`PUBLISH_DEADLINE`]. Publishes are refused until something comes.
+    Silent,
 }
 
 impl Link {

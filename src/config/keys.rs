@@ -101,8 +101,9 @@ pub const KEYS: &[Key] = &[
     text("JWT_PUBLIC_KEY_FILE", "", "path", "a file with that key"),
     text("JWT_ISSUER", "", "text", "when given, tokens must have this `iss`"),
     text("JWT_AUDIENCE", "", "text", "when given, tokens must have this `aud`; when not, tokens with an `aud` are refused (RFC 7519 section 4.1.3)"),
-    secret("API_KEYS", "comma-separated, each at least 16 characters", "keys of backend services for `/v1`; two at a time allow to change them"),
-    text("ALLOWED_ORIGINS", "", "comma-separated scheme://host[:port], or *", "the `Origin` that browsers may come with; empty = it must be the host that the request is for"),
+    secret("API_KEYS", "comma-separated key or name=key, each key at least 16 characters", "keys of backend services for `/v1`; the name (`api` without one) is the sender that receivers see, and message ids are scoped by it; two keys of one name allow to change them"),
+    text("ALLOWED_ORIGINS", "", "comma-separated scheme://host[:port], or *", "the `Origin` that browsers may come with; empty = it must be the host that the request is for, with the scheme that the client used"),
+    text("TRUSTED_PROXIES", "", "comma-separated addresses or networks, e.g. 10.0.0.0/8", "the proxies whose `Forwarded` or `X-Forwarded-For` and `X-Forwarded-Proto` are believed; behind a proxy that ends TLS this or `WARREN_ALLOWED_ORIGINS` must be set"),
     // how much
     number("WORKERS", [0, 0, 64], "threads", "threads that serve sockets; 0 = one for each core"),
     number("MAX_SESSIONS", [100_000, 1, 10_000_000], "sessions", "of this node; more are refused with 503"),
@@ -114,7 +115,8 @@ pub const KEYS: &[Key] = &[
     number("MESSAGE_BURST", [200, 1, 1_000_000], "publishes", "how many may come at once"),
     number("IN_FLIGHT_PER_SESSION", [256, 1, 65_536], "publishes", "not yet settled, of one session"),
     number("PENDING_MAX", [65_536, 1, 4_194_304], "messages", "not yet settled, on this node"),
-    number("HANDSHAKES_MAX", [2048, 1, 65_536], "connections", "HTTP connections that are not (yet) sessions"),
+    number("HANDSHAKES_MAX", [2048, 1, 65_536], "connections", "handshakes at once, and as many other HTTP connections; a newcomer takes the slot of the longest idle one"),
+    number("CONNECTIONS_PER_ADDRESS", [1024, 1, 65_536], "connections", "HTTP connections that are not sessions, of one client address (IPv6: of one /64); a newcomer takes the slot of the longest idle one"),
     // how long
     number("PING_INTERVAL_MS", [25_000, 100, 300_000], "ms", "between pings to a client"),
     number("PONG_TIMEOUT_MS", [10_000, 50, 300_000], "ms", "no answer to a ping by then closes with 4104"),

@@ -3,7 +3,9 @@
 //! No other module looks at the environment. All mistakes are reported together, so that a person mends them
 //! in one go.
 
+mod api_keys;
 mod keys;
+mod networks;
 mod reading;
 #[cfg(test)]
 mod tests;
@@ -14,17 +16,18 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use crate::bus::rabbit;
 use crate::ids::{NodeId, NODE_ID_BYTES_MAX};
 
+pub use crate::bus::rabbit::AmqpUrl;
+pub use api_keys::ApiKey;
 pub use keys::{markdown_table, Allowed, Key, KEYS, PREFIX};
+pub use networks::TrustedProxies;
 use reading::Reading;
-pub use values::{
-    AmqpUrl, Auth, Jwt, LogFormat, Origins, Prefix, PublicKey, QueueType, RateLimit, Routing, Secret,
-};
+pub use values::{Auth, Jwt, LogFormat, Origins, Prefix, PublicKey, QueueType, RateLimit, Routing, Secret};
 
 /// RFC 7518 section 3.2: a key of HS256 has at least the size of its hash.
 const JWT_SECRET_BYTES_MIN: usize = 32;
-const API_KEY_BYTES_MIN: usize = 16;
 const PUBLIC_PORT: u16 = 8080;
 const ADMIN_PORT: u16 = 9090;
 
@@ -40,7 +43,7 @@ pub struct Config {
     pub routing: Routing,
     pub queue_type: QueueType,
     pub auth: Auth,
-    pub api_keys: Vec<Secret>,
+    pub api_keys: Vec<ApiKey>,
     pub origins: Origins,
     pub workers: usize,
     pub max_sessions: usize,
@@ -54,6 +57,8 @@ pub struct Config {
     pub in_flight_per_session: usize,
     pub pending_max: usize,
     pub handshakes_max: usize,
+    pub connections_per_address: usize,
+    pub trusted_proxies: TrustedProxies,
     pub ping_interval: Duration,
     pub pong_timeout: Duration,
     pub auth_timeout: Duration,
@@ -139,6 +144,8 @@ impl Config {
             in_flight_per_session: from.count("IN_FLIGHT_PER_SESSION"),
             pending_max: from.count("PENDING_MAX"),
             handshakes_max: from.count("HANDSHAKES_MAX"),
+            connections_per_address: from.count("CONNECTIONS_PER_ADDRESS"),
+            trusted_proxies: from.parsed("TRUSTED_PROXIES", TrustedProxies::parse).unwrap_or_default(),
             ping_interval: from.millis("PING_INTERVAL_MS"),
             pong_timeout: from.millis("PONG_TIMEOUT_MS"),
             auth_timeout: from.millis("AUTH_TIMEOUT_MS"),
@@ -252,28 +259,40 @@ fn listen(from: &mut Reading, name: &str, auth: &Auth, port: u16) -> SocketAddr 
     from.parsed(name, |text| text.parse().ok()).unwrap_or_else(|| SocketAddr::from((ip, port)))
 }
 
+/// No mistake repeats any part of the list: what stands between two of its commas may be half a password.
 fn amqp_urls(from: &mut Reading) -> Vec<AmqpUrl> {
     let list = from.text("AMQP_URL").unwrap_or_default();
+    let texts: Vec<_> = list.split(',').map(str::trim).filter(|text| !text.is_empty()).collect();
     let mut urls = Vec::new();
-    for text in list.split(',').map(str::trim).filter(|text| !text.is_empty()) {
+    for (at, text) in texts.iter().enumerate() {
         match AmqpUrl::parse(text) {
             Ok(url) => urls.push(url),
-            Err(why) => from.mistake("AMQP_URL", Some(&values::redact(text)), why),
+            Err(why) if texts.len() == 1 => from.mistake("AMQP_URL", None, why),
+            Err(why) => {
+                let which = format!("URL {} of {}", at + 1, texts.len());
+                from.mistake("AMQP_URL", None, format!("{which}: {why} (a comma in a password is %2C)"));
+            }
         }
+    }
+    if let Err(why) = rabbit::check_together(&urls) {
+        from.mistake("AMQP_URL", None, why);
     }
     urls
 }
 
-fn api_keys(from: &mut Reading, auth: &Auth) -> Vec<Secret> {
+fn api_keys(from: &mut Reading, auth: &Auth) -> Vec<ApiKey> {
     let list = from.text("API_KEYS").unwrap_or_default();
-    let keys: Vec<_> = list.split(',').map(str::trim).filter(|key| !key.is_empty()).collect();
-    if keys.iter().any(|key| key.len() < API_KEY_BYTES_MIN) {
-        from.mistake("API_KEYS", None, "each key must have at least 16 characters");
+    let mut keys = Vec::new();
+    for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+        match ApiKey::parse(entry) {
+            Ok(key) => keys.push(key),
+            Err(why) => from.mistake("API_KEYS", None, why),
+        }
     }
     if !keys.is_empty() && matches!(auth, Auth::Insecure) {
         from.mistake("API_KEYS", None, "needs a JWT key: in insecure mode everybody may call the API");
     }
-    keys.into_iter().map(Secret::new).collect()
+    keys
 }
 
 fn origins(from: &mut Reading) -> Origins {
@@ -338,16 +357,8 @@ fn fresh_node_id() -> Option<NodeId> {
     NodeId::new(&format!("{host}-{}", random.collect::<String>())).ok()
 }
 
-/// Gives threads that are started later a stack of 64 MiB; call it first in `main`, while there is one
-/// thread (`#[tokio::main]` would be too late).
-///
-/// lapin decodes the tables of a message's headers by recursion, on a thread that it starts itself: a message
-/// with some thousand nested tables, which any publisher may send, would overflow the usual 2 MiB and abort
-/// the process with all its sockets. The size of a frame limits the depth, and 64 MiB is enough for the
-/// deepest table in one of 128 KiB, RabbitMQ's default; the pages are not used until then.
-pub fn raise_thread_stack() {
-    const VARIABLE: &str = "RUST_MIN_STACK";
-    if std::env::var_os(VARIABLE).is_none() {
-        std::env::set_var(VARIABLE, (64 * 1024 * 1024).to_string());
-    }
+/// Whether a test wants to see what a node does when one of its tasks panics. Not in release builds.
+#[cfg(debug_assertions)]
+pub fn test_panic() -> bool {
+    std::env::var_os("WARREN_TEST_PANIC").is_some()
 }

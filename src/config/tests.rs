@@ -37,6 +37,34 @@ fn a_key_opens_the_listeners() {
 }
 
 #[test]
+fn broker_urls_are_checked_together_and_never_repeated() {
+    for (list, expected) in [
+        ("amqp://u:CANARY1,CANARY2@mq", &["URL 1 of 2: its port", "URL 2 of 2: the scheme"][..]),
+        (
+            "amqp://u:CANARY1,CANARY2@mq,amqp://u:p@h?heartbeat=abc",
+            &["URL 1 of 3", "URL 2 of 3", "URL 3 of 3: heartbeat"],
+        ),
+        ("amqp://u:CANARY1", &["its port is not"]),
+        ("amqp://CANARY1@mq", &["a user without a password"]),
+        ("amqp://u:CANARY1@[::1", &["no closing ]"]),
+        ("amqp://u:CANARY1@mq/%ff", &["its vhost is not UTF-8"]),
+        ("amqp://u:CANARY1@mq?frame_max=abc", &["frame_max is not"]),
+        ("amqp://u:CANARY1@mq?auth_mechanism=foo", &["auth_mechanism is not"]),
+        ("amqp://u:CANARY1@a,amqp://v:CANARY2@b", &["the same user"]),
+        ("amqp://u:CANARY1@a/x,amqp://u:CANARY1@b", &["the same vhost"]),
+    ] {
+        let told = mistakes(&[("JWT_SECRET", SECRET), ("AMQP_URL", list)]);
+        assert_eq!(told.len(), expected.len(), "{list}: {told:?}");
+        for (told, expected) in told.iter().zip(expected) {
+            assert!(told.contains(expected) && !told.contains("CANARY"), "{list}: {told}");
+        }
+    }
+    let config = read(&[("JWT_SECRET", SECRET), ("AMQP_URL", "amqp://u:CANARY1@[::1]:5672")]).unwrap();
+    assert_eq!(config.amqp_urls[0].address(), "[::1]:5672");
+    assert!(!format!("{config:?}").contains("CANARY"));
+}
+
+#[test]
 fn every_mistake_is_named_at_once() {
     let told = mistakes(&[
         ("LISTEN", "everywhere"),
@@ -59,7 +87,7 @@ fn every_mistake_is_named_at_once() {
         "WARREN_LISTEN=\"everywhere\": must be ip:port",
         "WARREN_PREFIX=\"Warren!\": must be 1 to 32 of a-z 0-9 - _ .",
         "WARREN_NODE_ID=\"a b\"",
-        "WARREN_AMQP_URL=\"http://gateway:***@mq\": the scheme is neither amqp nor amqps",
+        "WARREN_AMQP_URL: the scheme is neither amqp nor amqps",
         "WARREN_JWT_SECRET: must have at least 32 bytes",
         "WARREN_API_KEYS: each key must have at least 16 characters",
         "WARREN_ALLOWED_ORIGINS: \"example.com\" is not scheme://host[:port]",

@@ -26,72 +26,6 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Where a broker is. Shown without its password.
-#[derive(Clone, PartialEq, Eq)]
-pub struct AmqpUrl(String);
-
-impl AmqpUrl {
-    /// Checks the outer form; the rest is the AMQP client's to judge.
-    pub fn parse(text: &str) -> Result<Self, &'static str> {
-        let rest = text
-            .strip_prefix("amqp://")
-            .or_else(|| text.strip_prefix("amqps://"))
-            .ok_or("the scheme is neither amqp nor amqps")?;
-        if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return Err("it holds a space or a control character");
-        }
-        let authority = &rest[..rest.find(['/', '?']).unwrap_or(rest.len())];
-        let address = authority.rsplit_once('@').map_or(authority, |(_, address)| address);
-        // A colon inside [] belongs to an IPv6 address.
-        let (host, port) = match address.rsplit_once(':') {
-            Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
-            _ => (address, None),
-        };
-        if host.is_empty() {
-            return Err("it has no host");
-        }
-        if port.is_some_and(|port| port.parse::<u16>().is_err()) {
-            return Err("its port is not a port");
-        }
-        Ok(Self(text.to_string()))
-    }
-
-    /// The whole URL, for the one place that connects.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-
-    /// The URL with `***` for the password.
-    pub fn redacted(&self) -> String {
-        redact(&self.0)
-    }
-}
-
-/// Works on anything, since a broken URL may hold a password as well: from the first `:` after the scheme
-/// up to the last `@`.
-pub(super) fn redact(url: &str) -> String {
-    let start = url.find("://").map_or(0, |at| at + 3);
-    match url[start..].rfind('@').map(|at| at + start) {
-        None => url.to_string(),
-        Some(end) => match url[start..end].find(':') {
-            None => url.to_string(),
-            Some(colon) => format!("{}:***{}", &url[..start + colon], &url[end..]),
-        },
-    }
-}
-
-impl fmt::Display for AmqpUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.redacted())
-    }
-}
-
-impl fmt::Debug for AmqpUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.redacted())
-    }
-}
-
 /// What the names of all exchanges and queues start with: 1 to 32 of `[a-z0-9-_.]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prefix(String);
@@ -169,16 +103,19 @@ pub enum Origins {
 }
 
 impl Origins {
-    /// Whether a request with these `Origin` and `Host` headers may pass. A request without an `Origin` does
-    /// not come from a page, and is not asked here.
-    pub fn allow(&self, origin: &str, host: Option<&str>) -> bool {
+    /// Whether a request with these `Origin` and `Host` headers may pass, which came by `scheme`: a page that came
+    /// over http may have been changed on its way, and must not act for the same host over https. A request
+    /// without an `Origin` does not come from a page, and is not asked here.
+    pub fn allow(&self, origin: &str, scheme: &str, host: Option<&str>) -> bool {
         match self {
             Origins::Any => true,
             Origins::Listed(list) => list.iter().any(|listed| listed == origin),
             Origins::SameHost => host.is_some_and(|host| {
-                origin.split_once("://").is_some_and(|(scheme, authority)| {
+                origin.split_once("://").is_some_and(|(of_page, authority)| {
                     let host = host.to_ascii_lowercase();
-                    !authority.is_empty() && authority == without_default_port(scheme, &host)
+                    of_page == scheme
+                        && !authority.is_empty()
+                        && authority == without_default_port(scheme, &host)
                 })
             }),
         }
@@ -254,34 +191,13 @@ mod tests {
     #[test]
     fn secrets_are_not_shown() {
         assert_eq!(format!("{:?}", Secret::new("canary")), "***");
-        for (url, shown) in [
-            ("amqp://gateway:canary@mq:5672/%2f", "amqp://gateway:***@mq:5672/%2f"),
-            ("amqps://gateway:can/ary@x@mq", "amqps://gateway:***@mq"),
-            ("amqp://mq", "amqp://mq"),
-        ] {
-            assert_eq!(redact(url), shown);
-        }
-        let url = AmqpUrl::parse("amqp://gateway:canary@mq").unwrap();
-        assert!(!format!("{url:?} {url}").contains("canary"));
-    }
-
-    #[test]
-    fn broker_urls_have_a_scheme_a_host_and_a_port() {
-        for good in
-            ["amqp://mq", "amqps://u:p@mq:5671/vhost?heartbeat=10", "amqp://[::1]:5672/", "amqp://[::1]"]
-        {
-            assert!(AmqpUrl::parse(good).is_ok(), "{good}");
-        }
-        for bad in ["mq:5672", "http://mq", "amqp://", "amqp://u:p@", "amqp://mq:port", "amqp://m q"] {
-            assert!(AmqpUrl::parse(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]
     fn origins_match_exactly() {
         let listed = Origins::parse("https://app.example.com:443, http://LOCALHOST:3000").unwrap();
         for good in ["https://app.example.com", "http://localhost:3000"] {
-            assert!(listed.allow(good, None), "{good}");
+            assert!(listed.allow(good, "http", None), "{good}");
         }
         for bad in [
             "null",
@@ -295,10 +211,10 @@ mod tests {
             "https://app.example.com/",
             "https://app.example.com, http://localhost:3000",
         ] {
-            assert!(!listed.allow(bad, Some("app.example.com")), "{bad}");
+            assert!(!listed.allow(bad, "https", Some("app.example.com")), "{bad}");
         }
         assert_eq!(Origins::parse("").unwrap(), Origins::SameHost);
-        assert!(Origins::Any.allow("null", None));
+        assert!(Origins::Any.allow("null", "http", None));
         for bad in ["example.com", "https://", "https://a/b", "https://:1", "*, https://a", "https://u@a"] {
             assert!(Origins::parse(bad).is_err(), "{bad}");
         }
@@ -306,17 +222,19 @@ mod tests {
 
     #[test]
     fn the_same_host_is_compared_with_its_port() {
-        for (origin, host, allowed) in [
-            ("http://localhost:8080", "localhost:8080", true),
-            ("https://app.example.com", "App.Example.com:443", true),
-            ("https://app.example.com", "app.example.com", true),
-            ("https://app.example.com", "app.example.com:8080", false),
-            ("https://evil.com", "app.example.com", false),
-            ("null", "app.example.com", false),
-            ("https://", "", false),
+        for (origin, scheme, host, allowed) in [
+            ("http://localhost:8080", "http", "localhost:8080", true),
+            ("https://app.example.com", "https", "App.Example.com:443", true),
+            ("https://app.example.com", "https", "app.example.com", true),
+            ("http://app.example.com", "https", "app.example.com", false),
+            ("https://app.example.com", "http", "app.example.com", false),
+            ("https://app.example.com", "https", "app.example.com:8080", false),
+            ("https://evil.com", "https", "app.example.com", false),
+            ("null", "http", "app.example.com", false),
+            ("https://", "https", "", false),
         ] {
-            assert_eq!(Origins::SameHost.allow(origin, Some(host)), allowed, "{origin} {host}");
+            assert_eq!(Origins::SameHost.allow(origin, scheme, Some(host)), allowed, "{origin} {host}");
         }
-        assert!(!Origins::SameHost.allow("https://a", None));
+        assert!(!Origins::SameHost.allow("https://a", "https", None));
     }
 }

@@ -1,60 +1,72 @@
 //! HTTP: the handshake at `/ws`, the API under `/v1`, and the operator's addresses.
 //!
-//! - [`serve`]: the accept loop, with what a stranger may cost.
-//! - [`upgrade`]: from an HTTP request to a session.
-//! - [`api`] is what stands under `/v1`.
+//! A connection's way, from the socket up:
+//! - [`listener`]: binds and accepts; [`serve`]: the accept loop, and which connection gets which slot.
+//! - `slots.rs`: the slots, by client address; `stream.rs`: the socket; `connection.rs`: deadlines of a connection.
+//! - [`guard`]: what every request is checked for; `client.rs`: who is at the other end.
+//! - `upgrade.rs`: from a request to a session; `credentials.rs`: whose token it is.
+//! - `api.rs`: what stands under `/v1`; `publish.rs`: `POST /v1/messages`; [`body`] and [`rates`]: its bounds.
 //! - [`health`]: `/livez`, `/readyz`, `/metrics` (on the admin address; the first two on the public one too).
-//! - `answer.rs`: how answers and errors are written.
+//! - `response.rs`: how responses and errors are written.
 
-mod answer;
-pub mod api;
+mod api;
+pub mod body;
+mod client;
+mod connection;
+mod credentials;
+pub mod guard;
 pub mod health;
+pub mod listener;
+mod publish;
+pub mod rates;
+mod response;
 pub mod serve;
-pub mod upgrade;
+pub mod slots;
+mod stream;
+mod upgrade;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use warp::{Filter, Reply};
 
 use crate::auth::Verifier;
-use crate::config::Origins;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::router::Router;
-use crate::session::Admission;
 
-/// What every request may need.
-pub struct Gate {
+/// What requests need of the node.
+pub struct AppState {
     pub router: Arc<Router>,
     pub verifier: Arc<Verifier>,
     pub lifecycle: Lifecycle,
     pub metrics: Arc<Metrics>,
     pub health: health::Health,
-    pub origins: Origins,
+    pub rates: rates::UserRates,
+    pub bodies: body::BodyBudget,
+    /// Sockets that have yet to say who they are. Overflow policy: the handshake is refused as `overloaded`.
+    pub unauthenticated: Arc<slots::Slots>,
     pub max_sessions: usize,
     pub max_message_bytes: usize,
     /// To send a request's body, once its head is there: one that never comes must not hold a connection.
     pub body_timeout: Duration,
 }
 
-/// The public address. `admissions` leads to the worker whose thread serves this listener.
+/// The public address.
 pub fn public(
-    gate: Arc<Gate>,
-    admissions: mpsc::Sender<Admission>,
+    state: Arc<AppState>,
 ) -> impl Filter<Extract = (impl Reply,), Error = std::convert::Infallible> + Clone {
-    upgrade::route(gate.clone(), admissions)
-        .or(api::routes(gate.clone()))
+    upgrade::route(state.clone())
+        .or(api::routes(state.clone()))
         .unify()
-        .or(health::probes(gate))
+        .or(health::probes(state))
         .unify()
-        .recover(answer::rejection)
+        .recover(response::rejection)
 }
 
 /// The admin address.
 pub fn admin(
-    gate: Arc<Gate>,
+    state: Arc<AppState>,
 ) -> impl Filter<Extract = (impl Reply,), Error = std::convert::Infallible> + Clone {
-    health::probes(gate.clone()).or(health::metrics(gate)).unify().recover(answer::rejection)
+    health::probes(state.clone()).or(health::metrics(state)).unify().recover(response::rejection)
 }

@@ -54,6 +54,9 @@ impl NodeQueue {
     /// words into other mouths.
     async fn take(&mut self, delivery: &Delivery) -> Result<(), String> {
         let properties = &delivery.properties;
+        if let Some(why) = &properties.unreadable {
+            return Err(why.clone());
+        }
         let text = |error: EnvelopeError| error.to_string();
         let is_from_node = is_from_node(&*self.bus, delivery);
         match properties.kind.as_deref().filter(|_| is_from_node) {
@@ -130,6 +133,9 @@ pub async fn run_control(router: Arc<Router>, bus: Arc<dyn Bus>, mut inbox: mpsc
 }
 
 fn hear(router: &Router, delivery: &Delivery) -> Result<(), String> {
+    if let Some(why) = &delivery.properties.unreadable {
+        return Err(why.clone());
+    }
     match delivery.properties.kind.as_deref() {
         Some(GOSSIP_KIND) => router.directory().on_gossip(&delivery.body).map_err(|error| error.to_string()),
         Some(other) => router.on_mail_gossip(other, &delivery.body),

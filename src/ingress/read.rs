@@ -26,6 +26,9 @@ pub(super) fn message(
     message_bytes_max: usize,
     now: Now,
 ) -> Result<Message, String> {
+    if let Some(why) = &delivery.properties.unreadable {
+        return Err(why.clone());
+    }
     if delivery.body.len() > message_bytes_max {
         return Err(format!("body: longer than {message_bytes_max} bytes"));
     }

@@ -1,8 +1,10 @@
 //! A node: puts the parts together, owns every task and thread, drives the phases of its life.
 //!
 //! - `worker_thread.rs`: the thread that serves a listener and its sockets.
+//! - `supervise.rs`: notices the end of tasks and threads that should have gone on.
 //! - `watch.rs`: the small tasks that follow the link, the cluster and the clock.
 
+mod supervise;
 mod watch;
 mod worker_thread;
 
@@ -12,18 +14,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::watch::Sender;
-use tokio::sync::{mpsc, Semaphore};
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
+use tokio::sync::watch::{Receiver, Sender};
 
 use crate::auth::{SelfTestFailed, Verifier};
 use crate::bus::memory::MemoryBroker;
 use crate::bus::rabbit::{RabbitBus, RabbitSettings};
-use crate::bus::{BoxSettings, Bus, Inboxes};
+use crate::bus::{BoxSettings, Bus, Inboxes, Link};
 use crate::config::{Config, QueueType};
 use crate::delivery::receipt_sender::ReceiptSender;
 use crate::directory::{Directory, Membership, ServiceHandle};
-use crate::http::{self, health::Health, serve, Gate};
+use crate::http::body::BodyBudget;
+use crate::http::guard::Guard;
+use crate::http::health::Health;
+use crate::http::rates::UserRates;
+use crate::http::slots::Slots;
+use crate::http::{self, listener, serve, AppState};
 use crate::hub::{Command, Commands, Hub};
 use crate::ids::NodeId;
 use crate::ingress::backends::{self, BackendsDoor};
@@ -35,12 +41,17 @@ use crate::router::readings::{sweep, Readings};
 use crate::router::{Places, Router, RouterSettings};
 use crate::session::worker::ADMISSIONS_MAX;
 use crate::session::SessionSettings;
+pub use supervise::{Failure, Failures, Tasks};
 use worker_thread::WorkerThread;
 
 /// What remains of the drain time after the last session was told to go, for close frames to cross.
 const DRAIN_TAIL: Duration = Duration::from_millis(1_500);
 /// How long a drained node waits for the receipts of its last messages.
 const SETTLE_MAX: Duration = Duration::from_secs(5);
+/// A node that has not heard itself through the broker for so long is not ready.
+const LOOPBACK_MAX: Duration = Duration::from_secs(10);
+/// Connections to the admin address: of probes and scrapers.
+const ADMIN_CONNECTIONS: usize = 64;
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +74,7 @@ pub struct Node {
     hub: Arc<Hub>,
     router: Arc<Router>,
     bus: Arc<dyn Bus>,
-    tasks: JoinSet<()>,
+    tasks: Tasks,
     directory_service: ServiceHandle,
     mail_service: mail::index::ServiceHandle,
     workers: Vec<std::thread::JoinHandle<()>>,
@@ -79,12 +90,11 @@ impl Node {
             let (bus, inboxes) = MemoryBroker::with_boxes(boxes).attach(config.node_id.clone());
             (bus, inboxes)
         } else {
-            let urls = config.amqp_urls.iter().map(|url| url.expose().to_owned()).collect();
             let settings = RabbitSettings {
                 prefix: config.prefix.as_str().to_owned(),
                 quorum: config.queue_type == QueueType::Quorum,
                 boxes,
-                ..RabbitSettings::new(urls)
+                ..RabbitSettings::new(config.amqp_urls.clone())
             };
             let (bus, inboxes) = RabbitBus::start(settings, config.node_id.clone());
             (bus, inboxes)
@@ -94,8 +104,11 @@ impl Node {
 
     /// Starts on a bus that is there already: several nodes in one process share a memory broker like this.
     pub fn start_on(config: Config, bus: Arc<dyn Bus>, inboxes: Inboxes) -> Result<Self, StartError> {
-        let (public, listeners) = bind(config.listen, config.workers)?;
-        let (admin, admin_listener) = bind(config.admin_listen, 1)?;
+        let listen = |address, count| {
+            listener::bind(address, count).map_err(|error| StartError::Listen { address, error })
+        };
+        let (public, listeners) = listen(config.listen, config.workers)?;
+        let (admin, admin_listeners) = listen(config.admin_listen, 1)?;
         let verifier = Arc::new(Verifier::new(&config)?);
         let (hub, commands) = Hub::new(config.workers);
         let hub = Arc::new(hub);
@@ -117,13 +130,17 @@ impl Node {
             readings: readings.clone(),
         };
         let router = Router::new(settings, places);
-        let gate = Arc::new(Gate {
+        let tasks = Tasks::new();
+        let lifecycle = Lifecycle::new();
+        let state = Arc::new(AppState {
             router: router.clone(),
             verifier: verifier.clone(),
-            lifecycle: Lifecycle::new(),
+            health: health(&lifecycle, &router, bus.link(), tasks.failures().clone()),
+            lifecycle,
             metrics: Arc::new(Metrics::new()),
-            health: Health { link: bus.link() },
-            origins: config.origins.clone(),
+            rates: UserRates::new(config.message_rate),
+            bodies: BodyBudget::default(),
+            unauthenticated: Slots::new(config.handshakes_max, config.connections_per_address),
             max_sessions: config.max_sessions,
             max_message_bytes: config.max_message_bytes,
             body_timeout: config.header_timeout,
@@ -133,60 +150,58 @@ impl Node {
             public,
             admin,
             drain: config.drain,
-            lifecycle: gate.lifecycle.clone(),
+            lifecycle: state.lifecycle.clone(),
             hub,
             router,
             bus,
-            tasks: JoinSet::new(),
+            tasks,
             directory_service,
             mail_service,
             workers: Vec::new(),
             running: Sender::new(()),
         };
-        node.tasks.spawn(async move { drop(receipt_task.await) });
-        node.tasks.spawn(readings.run(node.router.clone()));
-        node.tasks.spawn(sweep(node.router.clone()));
-        node.spawn_pumps(&config, &gate, inboxes, members);
-        node.spawn_admin(&config, gate.clone(), admin_listener)?;
-        node.spawn_workers(&config, &gate, listeners, commands)?;
+        node.tasks.spawn_endless("receipts", async move { drop(receipt_task.await) });
+        node.tasks.spawn_endless("readings", readings.run(node.router.clone()));
+        node.tasks.spawn_endless("sweep", sweep(node.router.clone()));
+        node.spawn_pumps(&config, &state, inboxes, members);
+        node.spawn_admin(&config, state.clone(), admin_listeners)?;
+        node.spawn_workers(&config, &state, listeners, commands)?;
         Ok(node)
     }
 
     fn spawn_pumps(
         &mut self,
         config: &Config,
-        gate: &Gate,
+        state: &AppState,
         inboxes: Inboxes,
         members: mpsc::Receiver<Membership>,
     ) {
-        let (router, bus, metrics) = (self.router.clone(), self.bus.clone(), gate.metrics.clone());
+        let (router, bus, metrics) = (self.router.clone(), self.bus.clone(), state.metrics.clone());
         let message_bytes_max = config.max_message_bytes;
         let node_queue =
             NodeQueue::new(router.clone(), bus.clone(), metrics.clone(), message_bytes_max);
-        self.tasks.spawn(node_queue.run(inboxes.node));
-        self.tasks.spawn(peers::run_control(router.clone(), bus.clone(), inboxes.control));
+        self.tasks.spawn("node queue", node_queue.run(inboxes.node));
+        self.tasks.spawn("control", peers::run_control(router.clone(), bus.clone(), inboxes.control));
         let own_prefix = config.prefix.as_str().into();
         let door = BackendsDoor { router: router.clone(), bus, metrics, own_prefix, message_bytes_max };
-        self.tasks.spawn(backends::run(door, inboxes.ingress));
-        self.tasks.spawn(watch::follow_members(router.clone(), members));
-        self.tasks.spawn(watch::follow_link(router.clone(), self.lifecycle.clone(), self.bus.link()));
-        self.tasks.spawn(watch::keep_time(router));
+        self.tasks.spawn("ingress", backends::run(door, inboxes.ingress));
+        self.tasks.spawn("members", watch::follow_members(router.clone(), members));
+        let link = watch::follow_link(router.clone(), self.lifecycle.clone(), self.bus.link());
+        self.tasks.spawn("link", link);
+        self.tasks.spawn_endless("clock", watch::keep_time(router));
     }
 
     fn spawn_admin(
         &mut self,
         config: &Config,
-        gate: Arc<Gate>,
+        state: Arc<AppState>,
         listeners: Vec<std::net::TcpListener>,
     ) -> Result<(), StartError> {
         for listener in listeners {
             let listener = TcpListener::from_std(listener)
                 .map_err(|error| StartError::Listen { address: self.admin, error })?;
-            let limits = serve::Limits {
-                header_timeout: config.header_timeout,
-                connections: Arc::new(Semaphore::new(config.handshakes_max)),
-            };
-            self.tasks.spawn(serve::run(listener, limits, http::admin(gate.clone())));
+            let limits = limits(config, ADMIN_CONNECTIONS, ADMIN_CONNECTIONS).for_operators();
+            self.tasks.spawn_endless("admin", serve::run(listener, limits, http::admin(state.clone()), None));
         }
         Ok(())
     }
@@ -194,18 +209,15 @@ impl Node {
     fn spawn_workers(
         &mut self,
         config: &Config,
-        gate: &Arc<Gate>,
+        state: &Arc<AppState>,
         listeners: Vec<std::net::TcpListener>,
         commands: Vec<Commands>,
     ) -> Result<(), StartError> {
-        let limits = serve::Limits {
-            header_timeout: config.header_timeout,
-            connections: Arc::new(Semaphore::new(config.handshakes_max)),
-        };
+        let limits = limits(config, config.handshakes_max, config.connections_per_address);
         let sessions = SessionSettings {
-            verifier: gate.verifier.clone(),
-            metrics: gate.metrics.clone(),
-            sessions_max: gate.max_sessions,
+            verifier: state.verifier.clone(),
+            metrics: state.metrics.clone(),
+            sessions_max: state.max_sessions,
             unauthenticated_max: config.unauthenticated_max,
             channels_max: config.channels_per_session,
             message_bytes_max: u32::try_from(config.max_message_bytes).unwrap_or(u32::MAX),
@@ -223,12 +235,13 @@ impl Node {
                 index,
                 listener,
                 limits: limits.clone(),
-                gate: gate.clone(),
+                state: state.clone(),
                 sessions: sessions.clone(),
                 commands,
                 admissions,
                 admitted,
                 running: self.running.subscribe(),
+                failures: self.tasks.failures().clone(),
             };
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -263,6 +276,17 @@ impl Node {
 
     pub fn lifecycle(&self) -> &Lifecycle {
         &self.lifecycle
+    }
+
+    /// The tasks of the node: whoever adds one has it supervised.
+    pub fn tasks(&mut self) -> &mut Tasks {
+        &mut self.tasks
+    }
+
+    /// Returns when a task or thread of the node has failed: the node is unready, and must be drained and stopped.
+    pub fn failed(&self) -> impl std::future::Future<Output = Failure> {
+        let failures = self.tasks.failures().clone();
+        async move { failures.failed().await }
     }
 
     /// Returns once the node serves: its queues exist and the broker takes its messages.
@@ -327,14 +351,28 @@ fn mail_limits(config: &Config) -> MailLimits {
     MailLimits { messages, bytes: config.mailbox_bytes as u64 }
 }
 
-/// As many listeners on one address as asked for. Port 0 is chosen once.
-fn bind(address: SocketAddr, count: usize) -> Result<(SocketAddr, Vec<std::net::TcpListener>), StartError> {
-    let refuse = |error| StartError::Listen { address, error };
-    let first = serve::bind(address).map_err(refuse)?;
-    let bound = first.local_addr().map_err(refuse)?;
-    let mut listeners = vec![first];
-    for _ in 1..count {
-        listeners.push(serve::bind(bound).map_err(refuse)?);
-    }
-    Ok((bound, listeners))
+/// What readiness is judged by; each check stands in the body of `/readyz`.
+fn health(lifecycle: &Lifecycle, router: &Arc<Router>, link: Receiver<Link>, failures: Failures) -> Health {
+    let (lifecycle, router, usable) = (lifecycle.clone(), router.clone(), link.clone());
+    Health::new(link)
+        // Taking new sessions.
+        .check("accepting", move || lifecycle.phase() == Phase::Serving)
+        // Connected to the broker, and able to publish.
+        .check("link", move || usable.borrow().ready())
+        // A message to itself came back through the broker lately.
+        .check("loopback", move || {
+            router.directory().control_seen_ago().is_some_and(|ago| ago <= LOOPBACK_MAX)
+        })
+        // No part of the node has failed.
+        .check("tasks", move || !failures.is_failed())
+}
+
+/// Of a listener. In insecure mode everybody is believed for being on this machine, if only it can connect.
+fn limits(config: &Config, connections: usize, per_address: usize) -> serve::Limits {
+    let guard = Guard {
+        origins: config.origins.clone(),
+        trusted: config.trusted_proxies.clone(),
+        loopback_only: config.insecure() && config.listen.ip().is_loopback(),
+    };
+    serve::Limits::new(config.header_timeout, connections, per_address, guard)
 }

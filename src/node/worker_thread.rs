@@ -6,9 +6,9 @@ use tokio::task::LocalSet;
 
 use std::sync::Arc;
 
-use crate::http::{self, serve, Gate};
+use crate::http::{self, serve, AppState};
 use crate::hub::Commands;
-use crate::lifecycle::{Lifecycle, Phase};
+use crate::node::supervise::Failures;
 use crate::session::worker::Worker;
 use crate::session::{Admission, SessionSettings};
 
@@ -17,38 +17,31 @@ pub(super) struct WorkerThread {
     pub(super) index: usize,
     pub(super) listener: std::net::TcpListener,
     pub(super) limits: serve::Limits,
-    pub(super) gate: Arc<Gate>,
+    pub(super) state: Arc<AppState>,
     pub(super) sessions: SessionSettings,
     pub(super) commands: Commands,
     pub(super) admissions: mpsc::Sender<Admission>,
     pub(super) admitted: mpsc::Receiver<Admission>,
     pub(super) running: watch::Receiver<()>,
-}
-
-/// A node whose worker has ended holds sessions no longer as it should: it stops, and is started anew.
-struct EndsNode(Lifecycle);
-
-impl Drop for EndsNode {
-    fn drop(&mut self) {
-        self.0.advance(Phase::Stopped);
-    }
+    pub(super) failures: Failures,
 }
 
 impl WorkerThread {
     pub(super) fn run(self, runtime: &tokio::runtime::Runtime) {
-        let _ends_node = EndsNode(self.gate.lifecycle.clone());
+        // A node whose worker has ended holds sessions no longer as it should: it stops, and is started anew.
+        let _reports_end = self.failures.thread("worker", self.running.clone());
         let local = LocalSet::new();
         local.block_on(runtime, async move {
             let listener = match TcpListener::from_std(self.listener) {
                 Ok(listener) => listener,
                 Err(error) => return tracing::error!(%error, "a worker cannot use its listener"),
             };
-            let router = self.gate.router.clone();
+            let router = self.state.router.clone();
             let worker = Worker::new(self.index, self.sessions, router, self.commands, self.admitted);
-            let routes = http::public(self.gate.clone(), self.admissions);
+            let routes = http::public(self.state.clone());
             let mut running = self.running;
             tokio::select! {
-                () = serve::run(listener, self.limits, routes) => {}
+                () = serve::run(listener, self.limits, routes, Some(self.admissions)) => {}
                 () = worker.run() => {}
                 _ = running.changed() => {}
             }

@@ -69,6 +69,15 @@ impl<'a> PublishFields<'a> {
     }
 }
 
+impl<'a> PublishRequest<'a> {
+    /// Reads a JSON object; the error names the field.
+    pub fn parse(text: &'a str) -> Result<Self, Error> {
+        let fields: PublishFields = serde_json::from_str(text)
+            .map_err(|error| Error::bad_request(format!("not a message: {error}")))?;
+        fields.read().map_err(|error| Error::bad_request(error.to_string()))
+    }
+}
+
 impl<'de: 'a, 'a> Deserialize<'de> for PublishRequest<'a> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         use serde::de::Error;

@@ -62,13 +62,14 @@ pub struct SessionSettings {
 }
 
 /// A socket whose handshake is done, on its way to its worker.
-#[derive(Debug)]
 pub struct Admission {
     pub stream: TcpStream,
     /// Bytes that the client sent right behind its handshake.
     pub early: Vec<u8>,
     /// `None`: the first frame must bring a token.
     pub identity: Option<Identity>,
+    /// Counts a socket that has no user yet: dropped when the session has one, or ends.
+    pub unauthenticated: Option<Box<dyn Send>>,
     /// Messages count as delivered when the client acknowledges them, not when they are written.
     pub acknowledges: bool,
     pub codec: Codec,

@@ -43,6 +43,8 @@ pub(super) struct Session {
     pub(super) opened_at: u32,
     pub(super) phase: Cell<Phase>,
     pub(super) identity: RefCell<Option<Rc<Identity>>>,
+    /// Of a session that has no user yet.
+    unauthenticated: Cell<Option<Box<dyn Send>>>,
     pub(super) socket: RefCell<Socket>,
     pub(super) decoder: RefCell<Decoder>,
     pub(super) waker: RefCell<Option<Waker>>,
@@ -79,13 +81,14 @@ pub(super) struct Opening {
 }
 
 impl Session {
-    pub(super) fn new(socket: Socket, opening: Opening) -> Self {
+    pub(super) fn new(socket: Socket, unauthenticated: Option<Box<dyn Send>>, opening: Opening) -> Self {
         Self {
             counter: opening.counter,
             codec: opening.codec,
             opened_at: opening.now,
             phase: Cell::new(Phase::Unauthenticated),
             identity: RefCell::new(None),
+            unauthenticated: Cell::new(unauthenticated),
             socket: RefCell::new(socket),
             decoder: RefCell::new(Decoder::new(opening.message_bytes_max)),
             waker: RefCell::new(None),
@@ -112,6 +115,11 @@ impl Session {
 
     fn is_closing(&self) -> bool {
         matches!(self.phase.get(), Phase::Closing { .. } | Phase::Ended)
+    }
+
+    pub(super) fn identify(&self, identity: Identity) {
+        *self.identity.borrow_mut() = Some(Rc::new(identity));
+        self.unauthenticated.take();
     }
 
     pub(super) fn identity(&self) -> Option<Rc<Identity>> {

@@ -147,7 +147,7 @@ impl WorkerState {
     }
 
     fn accept_socket(self: &Rc<Self>, admission: Admission) {
-        let Admission { stream, mut early, identity, acknowledges, codec } = admission;
+        let Admission { stream, mut early, identity, unauthenticated, acknowledges, codec } = admission;
         let now = self.now();
         let waiting = self.unauthenticated.get();
         let unauthenticated_max = self.settings.unauthenticated_max;
@@ -171,7 +171,7 @@ impl WorkerState {
             outbox_bytes_max: u32::try_from(self.settings.outbox_bytes_max).unwrap_or(u32::MAX),
             acknowledges,
         };
-        let session = Rc::new(Session::new(Socket::new(stream), opening));
+        let session = Rc::new(Session::new(Socket::new(stream), unauthenticated, opening));
         entry.insert(session.clone());
         drop(sessions);
         self.unauthenticated.set(waiting + 1);
@@ -203,7 +203,7 @@ impl WorkerState {
         // welcome, since messages come through this worker's queue.
         self.router.open_session(&identity.user, local);
         session.send(&session.codec.welcome(&welcome), None, self.now());
-        *session.identity.borrow_mut() = Some(Rc::new(identity));
+        session.identify(identity);
         self.unauthenticated.set(self.unauthenticated.get() - 1);
         if session.phase.get() == Phase::Unauthenticated {
             session.phase.set(Phase::Open);

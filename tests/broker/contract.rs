@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use warren::bus::memory::MemoryBroker;
 use warren::bus::rabbit::{RabbitBus, RabbitSettings};
-use warren::bus::{Bus, Inboxes, MailboxLimits};
+use warren::bus::{BoxSettings, Bus, Inboxes};
 use warren::ids::NodeId;
 
-use crate::{broker, bus_contract, mailbox_contract};
+use crate::{box_contract, broker, bus_contract};
 
 macro_rules! contract {
     ($($name:ident),* $(,)?) => {
@@ -38,7 +38,7 @@ fn memory_bus(broker: &Arc<MemoryBroker>, node: &NodeId) -> (Arc<dyn Bus>, Inbox
 }
 
 pub fn rabbit_bus(url: &str, node: &NodeId) -> (Arc<dyn Bus>, Inboxes) {
-    start(RabbitSettings::new(vec![url.to_owned()]), node)
+    start(RabbitSettings::new(vec![AmqpUrl::parse(url).unwrap()]), node)
 }
 
 fn start(settings: RabbitSettings, node: &NodeId) -> (Arc<dyn Bus>, Inboxes) {
@@ -59,24 +59,22 @@ contract! {
     closing_answers_every_publish,
 }
 
-async fn with_mailboxes(
-    mailbox: MailboxLimits,
-) -> (broker::Vhost, impl Fn(&NodeId) -> (Arc<dyn Bus>, Inboxes)) {
+async fn with_boxes(boxes: BoxSettings) -> (broker::Vhost, impl Fn(&NodeId) -> (Arc<dyn Bus>, Inboxes)) {
     let vhost = broker::vhost().await;
-    let settings = RabbitSettings { mailbox, ..RabbitSettings::new(vec![vhost.url()]) };
+    let settings = RabbitSettings { boxes, ..RabbitSettings::new(vec![vhost.url()]) };
     (vhost, move |node: &NodeId| start(settings.clone(), node))
 }
 
-/// The mailboxes' part of the contract, with limits that a test reaches.
-macro_rules! mailbox_contract {
-    ($limits:ident: $($name:ident),* $(,)?) => {
+/// The boxes' part of the contract.
+macro_rules! box_contract {
+    ($settings:ident: $($name:ident),* $(,)?) => {
         mod memory {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $name() {
-                    use super::super::{mailbox_contract, memory_bus, MemoryBroker};
-                    let broker = MemoryBroker::with_mailboxes(mailbox_contract::$limits());
-                    mailbox_contract::$name(&|node| memory_bus(&broker, node)).await;
+                    use super::super::{box_contract, memory_bus, MemoryBroker};
+                    let broker = MemoryBroker::with_boxes(box_contract::$settings());
+                    box_contract::$name(&|node| memory_bus(&broker, node)).await;
                 }
             )*
         }
@@ -84,30 +82,29 @@ macro_rules! mailbox_contract {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $name() {
-                    use super::super::{mailbox_contract, with_mailboxes};
-                    let (_vhost, attach) = with_mailboxes(mailbox_contract::$limits()).await;
-                    mailbox_contract::$name(&attach).await;
+                    use super::super::{box_contract, with_boxes};
+                    let (_vhost, attach) = with_boxes(box_contract::$settings()).await;
+                    box_contract::$name(&attach).await;
                 }
             )*
         }
     };
 }
 
-mod mailboxes {
-    mailbox_contract! { limits:
+mod boxes {
+    box_contract! { settings:
         mail_waits_in_order,
         mail_keeps_its_properties,
-        mail_that_comes_meanwhile_is_handed_out_too,
-        one_node_at_a_time_opens_a_mailbox,
-        what_is_not_acknowledged_comes_again_in_order,
-        a_full_mailbox_refuses,
+        one_reader_at_a_time,
+        a_marker_that_is_left_names_its_users,
+        another_reader_sees_all_or_nothing,
         many_deposits_at_once_keep_their_order,
-        nothing_is_lost_between_deposit_and_removal,
-        deposits_that_meet_the_removal_survive,
-        closing_answers_every_deposit,
+        nothing_is_lost_while_a_box_is_read,
+        a_large_box_is_read_in_one_go,
+        closing_ends_readings_and_answers_every_deposit,
     }
 }
 
-mod short_lived_mailboxes {
-    mailbox_contract! { short_limits: mail_of_its_time_expires }
+mod short_lived_mail {
+    box_contract! { short_settings: mail_of_its_time_expires }
 }

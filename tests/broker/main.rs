@@ -2,22 +2,24 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test that cannot go on has failed.
 
+#[path = "../support/box_contract.rs"]
+mod box_contract;
 #[path = "../support/broker.rs"]
 mod broker;
 #[path = "../support/bus_contract.rs"]
 mod bus_contract;
 #[path = "../support/eventually.rs"]
 mod eventually;
-#[path = "../support/mailbox_contract.rs"]
-mod mailbox_contract;
 #[path = "../support/raw_amqp.rs"]
 mod raw_amqp;
 #[path = "../support/relay.rs"]
 mod relay;
 
+mod boxes;
 mod contract;
+mod healing;
 mod lapin_defects;
-mod mailbox;
 mod memory_faults;
 mod reconnect;
 mod topology;
+mod unreadable;

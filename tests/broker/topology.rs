@@ -6,9 +6,10 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Connection, ConnectionProperties};
 use serde_json::{json, Value};
-use warren::bus::rabbit::{definitions, RabbitSettings};
+use warren::bus::rabbit::{definitions, AmqpUrl, RabbitSettings};
 use warren::bus::{Destination, Outcome};
 
+use crate::box_contract::{deposit, take_all, ONE};
 use crate::broker::{self, Vhost};
 use crate::bus_contract::{next, peer, ready, send, take, to};
 use crate::contract::rabbit_bus;
@@ -54,7 +55,10 @@ async fn a_node_adds_two_queues_and_three_bindings() {
 async fn quorum_queues_work_as_well() {
     let vhost = broker::vhost().await;
     let attach = |node: &_| {
-        let settings = RabbitSettings { quorum: true, ..RabbitSettings::new(vec![vhost.url()]) };
+        let settings = RabbitSettings {
+            quorum: true,
+            ..RabbitSettings::new(vec![AmqpUrl::parse(&vhost.url()).unwrap()])
+        };
         let (bus, inboxes) =
             warren::bus::rabbit::RabbitBus::start(settings, warren::ids::NodeId::clone(node));
         (bus as std::sync::Arc<dyn warren::bus::Bus>, inboxes)
@@ -107,7 +111,11 @@ async fn least_privileges_are_enough_and_no_more() {
     assert_eq!(take(&mut a.inboxes.node).await, "self");
     assert_eq!(send(&a.bus, Destination::Control, "gossip").await, Outcome::Confirmed);
     assert_eq!(send(&a.bus, Destination::Dead, "dead").await, Outcome::Confirmed);
-    assert_eq!(send(&a.bus, Destination::Queue("warren.dead".into()), "reply").await, Outcome::Confirmed);
+    // A box is made, filled and read; and nobody can have an answer put into it.
+    assert_eq!(deposit(&a.bus, ONE, "7").await, Outcome::Confirmed);
+    assert_eq!(take_all(&a.bus, ONE).await, [7]);
+    let reserved = Destination::Queue("warren.box.1024.1".into());
+    assert_eq!(send(&a.bus, reserved, "reply").await, Outcome::Refused);
 
     let backend = vhost.url_as(&user_of(&vhost, "backend"), "change-me-backend");
     assert!(may_publish(&backend, "warren.ingress", "user.7").await);
@@ -118,7 +126,7 @@ async fn least_privileges_are_enough_and_no_more() {
         ("warren.direct", "a"),
         ("warren.control", ""),
         ("warren.dead", ""),
-        ("", "warren.mailbox.7"),
+        ("", "warren.box.1024.1"),
     ] {
         assert!(!may_publish(&backend, exchange, key).await, "{exchange:?} {key:?}");
     }

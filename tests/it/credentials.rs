@@ -7,7 +7,8 @@ use tokio::time::Instant;
 use warren::auth::mint;
 use warren::ids::UserId;
 
-use crate::support::nodes::{config, Cluster, API_KEY, CHECKED, JWT_SECRET};
+use crate::support::eventually::eventually;
+use crate::support::nodes::{config, Cluster, API_KEY, CHECKED, JWT_SECRET, PATIENCE};
 use crate::support::raw_ws::{header, upgrade_request, RawClient};
 use crate::support::user::User;
 
@@ -53,6 +54,26 @@ async fn a_token_opens_a_session_by_three_doors() {
 }
 
 #[tokio::test]
+async fn credentials_of_a_proxy_do_not_hide_a_token() {
+    let cluster = Cluster::start(1, CHECKED).await;
+    let token = token("alice", 60, &[]);
+    let basic = "Authorization: Basic dXNlcjpwYXNz\r\n";
+    for lines in [
+        format!("{basic}Sec-WebSocket-Protocol: warren.v1, bearer.{token}\r\n"),
+        format!("{basic}Authorization: Bearer {token}\r\n"),
+        format!("Authorization: Bearer {token}\r\n{basic}"),
+    ] {
+        let (head, mut client) = RawClient::request(cluster.ws(0), &upgrade_request("/ws", &lines)).await;
+        assert_eq!(status(&head), 101, "{head}");
+        let welcome = client.read_frame().await.unwrap();
+        assert!(String::from_utf8_lossy(&welcome.payload).contains("\"user\":\"alice\""), "{lines}");
+    }
+    let mut by_frame = User::open(cluster.ws(0), "/ws", &[("authorization", "Basic dXNlcjpwYXNz")]).await;
+    by_frame.say_text(&json!({"type": "auth", "token": token}).to_string()).await;
+    assert_eq!(by_frame.welcomed().await.welcome["user"], "alice");
+}
+
+#[tokio::test]
 async fn wrong_tokens_are_refused_before_the_upgrade() {
     let cluster = Cluster::start(1, CHECKED).await;
     let good = token("alice", 60, &[]);
@@ -68,7 +89,7 @@ async fn wrong_tokens_are_refused_before_the_upgrade() {
         ("unsigned", format!("Authorization: Bearer {unsigned}")),
         ("API key", format!("Authorization: Bearer {API_KEY}")),
         ("empty", "Authorization: Bearer ".to_owned()),
-        ("basic", format!("Authorization: Basic {good}")),
+        ("twice", format!("Authorization: Bearer {good}\r\nAuthorization: Bearer {good}")),
         ("user id", "Authorization: Bearer alice".to_owned()),
         ("long", format!("Authorization: Bearer {}", "x".repeat(9_000))),
         ("subprotocol", format!("Sec-WebSocket-Protocol: warren.v1, bearer.{head}.{claims}.x")),
@@ -77,9 +98,12 @@ async fn wrong_tokens_are_refused_before_the_upgrade() {
         assert_eq!(status(&head), 401, "{name}: {head}");
         assert_eq!(header(&head, "www-authenticate"), Some("Bearer"), "{name}");
     }
-    // A cookie is no credential, and `?user=` is none beside a key: such a socket still has to say who it is.
+    // A cookie is no credential, `?user=` is none beside a key, and Basic is for a proxy: such a socket still has to
+    // say who it is.
     let cookie = [("cookie", "session=1")];
-    for (path, headers) in [("/ws", &cookie[..]), ("/ws?user=alice", &[])] {
+    let basic = format!("Basic {good}");
+    let basic = [("authorization", basic.as_str())];
+    for (path, headers) in [("/ws", &cookie[..]), ("/ws", &basic), ("/ws?user=alice", &[])] {
         let mut nobody = User::open(cluster.ws(0), path, headers).await;
         nobody.say_text(r#"{"type":"ping","id":1}"#).await;
         nobody.expect_close(4001).await;
@@ -91,7 +115,8 @@ async fn wrong_tokens_are_refused_before_the_upgrade() {
 async fn a_token_in_the_url_is_refused_even_if_it_is_good() {
     let cluster = Cluster::start(1, CHECKED).await;
     let token = token("alice", 60, &[]);
-    for path in [format!("/ws?token={token}"), format!("/ws?x=1&access_token={token}")] {
+    for name in ["token", "x=1&access_token", "%74oken", "x&acces%73_%74oken"] {
+        let path = format!("/ws?{name}={token}");
         let head = answer(&cluster, &path, &format!("Authorization: Bearer {token}\r\n")).await;
         assert_eq!(status(&head), 400, "{head}");
     }
@@ -108,6 +133,28 @@ async fn whoever_does_not_say_who_it_is_is_closed_soon() {
     wrong.say_text(r#"{"type":"auth","token":"a.b.c"}"#).await;
     wrong.expect_close(4001).await;
     assert_eq!(cluster.nodes[0].router().hub().sessions(), 0);
+}
+
+#[tokio::test]
+async fn sockets_that_have_yet_to_say_who_they_are_have_a_bound() {
+    let cluster = Cluster::start(1, &[CHECKED, &[("CONNECTIONS_PER_ADDRESS", "3")]].concat()).await;
+    let mut unnamed = Vec::new();
+    for _ in 0..3 {
+        unnamed.push(User::open(cluster.ws(0), "/ws", &[]).await);
+    }
+    assert_eq!(status(&answer(&cluster, "/ws", "").await), 503, "one more of this address");
+    let token = token("alice", 60, &[]);
+    User::with_token(cluster.ws(0), &token).await;
+    let mut named = unnamed.pop().unwrap();
+    named.say_text(&json!({"type": "auth", "token": token}).to_string()).await;
+    let named = named.welcomed().await;
+    let _fourth = User::open(cluster.ws(0), "/ws", &[]).await;
+    drop(unnamed);
+    eventually("those that are gone do not count", PATIENCE, || async {
+        status(&answer(&cluster, "/ws", "").await) == 101
+    })
+    .await;
+    drop(named);
 }
 
 #[tokio::test]
@@ -180,7 +227,7 @@ async fn pages_come_from_listed_origins_only() {
 async fn without_a_list_pages_come_from_the_same_host_only() {
     let cluster = Cluster::start(1, &[]).await;
     for (origin, expected) in
-        [("http://localhost", 101), ("https://localhost", 101), ("http://localhost:81", 403), ("null", 403)]
+        [("http://localhost", 101), ("https://localhost", 403), ("http://localhost:81", 403), ("null", 403)]
     {
         let head = answer(&cluster, "/ws?user=a", &format!("Origin: {origin}\r\n")).await;
         assert_eq!(status(&head), expected, "{origin:?}: {head}");

@@ -124,7 +124,7 @@ async fn half_a_handshake_is_dropped_in_time_while_others_connect() {
         let mut stream = TcpStream::connect(addr).await.unwrap();
         // Some say nothing at all, others half of it.
         if at % 2 == 0 {
-            stream.write_all(b"GET /ws HTTP/1.1\r\nHost: x\r\n").await.unwrap();
+            stream.write_all(b"GET /ws HTTP/1.1\r\nHost: localhost\r\n").await.unwrap();
         }
         slow.push(stream);
     }
@@ -142,14 +142,31 @@ async fn half_a_handshake_is_dropped_in_time_while_others_connect() {
 }
 
 #[tokio::test]
-async fn a_connection_that_asks_nothing_more_is_closed() {
+async fn an_idle_connection_stays_and_a_slow_head_does_not() {
     let cluster = Cluster::start(1, &[("HEADER_TIMEOUT_MS", "300")]).await;
-    let mut stream = TcpStream::connect(cluster.ws(0)).await.unwrap();
-    stream.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-    let mut all = Vec::new();
-    let end = timeout(PATIENCE, stream.read_to_end(&mut all)).await;
-    end.expect("an idle connection is closed in time").unwrap();
-    assert!(all.starts_with(b"HTTP/1.1 200 OK"), "{}", String::from_utf8_lossy(&all));
+    let get = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut idle = TcpStream::connect(cluster.ws(0)).await.unwrap();
+    let mut slow = TcpStream::connect(cluster.ws(0)).await.unwrap();
+    for stream in [&mut idle, &mut slow] {
+        stream.write_all(get).await.unwrap();
+        read_until(stream, b"alive\n").await;
+    }
+    let began = Instant::now();
+    slow.write_all(&get[..20]).await.unwrap();
+    let mut rest = Vec::new();
+    let end = timeout(PATIENCE, slow.read_to_end(&mut rest)).await.expect("a slow head is cut in time");
+    assert!(end.is_err() || rest.is_empty(), "{rest:?}");
+    assert!(began.elapsed() >= Duration::from_millis(250), "{:?}", began.elapsed());
+    idle.write_all(get).await.unwrap();
+    read_until(&mut idle, b"alive\n").await;
+}
+
+async fn read_until(stream: &mut TcpStream, end: &[u8]) {
+    let mut read = Vec::new();
+    while !read.ends_with(end) {
+        let more = timeout(PATIENCE, stream.read_buf(&mut read)).await.expect("a response in time").unwrap();
+        assert!(more > 0, "the stream ends: {}", String::from_utf8_lossy(&read));
+    }
 }
 
 #[tokio::test]

@@ -237,3 +237,22 @@ async fn a_backend_may_broadcast_directly_and_cannot_pretend_to_be_a_node() {
     }
     assert_eq!(cluster.broker.dead().len(), 4, "two words that no node said, at each of two nodes");
 }
+
+/// What the bus could not read goes to the dead queue with its reason, from every door, whatever the rest says.
+#[tokio::test]
+async fn what_cannot_be_read_is_dead_with_its_reason() {
+    let cluster = Cluster::start(1, &[]).await;
+    let mut alice = User::connect(cluster.ws(0), "alice").await;
+    let backend = Backend::connect(&cluster);
+    let unreadable =
+        || Properties { unreadable: Some("message_id: not UTF-8 (ff)".to_owned()), ..Properties::default() };
+    backend.publish("user.alice", unreadable(), b"1").await;
+    backend.send(Destination::Broadcast, unreadable(), b"2").await;
+    backend.send(Destination::Control, unreadable(), b"3").await;
+    eventually("both are dead", PATIENCE, || async { cluster.broker.dead().len() == 2 }).await;
+    for dead in cluster.broker.dead() {
+        assert_eq!(dead.properties.header("warren-reason"), Some("message_id: not UTF-8 (ff)"));
+    }
+    backend.publish("user.alice", none(), b"4").await;
+    assert_eq!(alice.message().await["payload"], 4);
+}

@@ -142,6 +142,7 @@ pub async fn properties_arrive(attach: Attach<'_>) {
         app_id: Some("shop".into()),
         user_id: None,
         headers: smallvec::smallvec![("traceparent".into(), "00-ab-cd-01".into())],
+        unreadable: None,
     };
     let publish = Publish { properties: properties.clone(), ..text(to(&[&a.id]), "x") };
     assert_eq!(publish_confirmed(&*a.bus, publish).await, Outcome::Confirmed);

@@ -258,7 +258,11 @@ impl MemoryBroker {
             _consumers: consumers,
         });
         let publishing = if blocked { Publishing::Blocked } else { Publishing::Ready };
-        restored.link.send_replace(Link { incarnation: Some(Incarnation::generate()), publishing });
+        restored.link.send_replace(Link {
+            incarnation: Some(Incarnation::generate()),
+            publishing,
+            ..Link::default()
+        });
     }
 
     /// Ends a node for good, as `kill -9` does: publishes to it are unroutable from now on.

@@ -3,16 +3,14 @@
 use std::future::Future;
 use std::time::Duration;
 
-use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Connection, ConnectionProperties};
 use rand::RngExt;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+
+use super::dial::{self, Dialler};
+use super::url::AmqpUrl;
 
 /// For each step of opening a link. A declare can hang for as long as a broker cluster has no majority.
 pub const STEP_DEADLINE: Duration = Duration::from_secs(5);
-/// The broker and this node notice each other's silent death after two to three times this.
-const HEARTBEAT_SECONDS: u16 = 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
@@ -20,12 +18,10 @@ pub enum LinkError {
     Amqp(#[from] lapin::Error),
     #[error("no answer in time to: {0}")]
     Late(&'static str),
-    #[error("{0}")]
-    Unreachable(#[from] std::io::Error),
+    #[error("{address}: {cause}")]
+    Connecting { address: String, cause: Box<LinkError> },
     #[error("a name is longer than 255 bytes")]
     Name(#[from] lapin::types::ShortStringError),
-    #[error("not an AMQP URL: {0}")]
-    Url(String),
     #[error("{0}")]
     Ended(&'static str),
 }
@@ -41,58 +37,30 @@ pub async fn within<T, E: Into<LinkError>>(
     }
 }
 
-/// Checks an AMQP URL; the answer never repeats it, since it holds a password.
-pub fn check_url(url: &str) -> Result<(), String> {
-    parse(url).map(|_| ())
-}
-
-fn parse(url: &str) -> Result<AMQPUri, String> {
-    let mut uri: AMQPUri = url.trim().parse()?;
-    uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
-    Ok(uri)
-}
-
-/// The user of the URLs; `None` if they name different ones, so that nodes could not know each other by it.
-pub fn account(urls: &[String]) -> Option<String> {
-    let mut users = urls.iter().map(|url| parse(url).ok().map(|uri| uri.authority.userinfo.username));
-    let first = users.next()??;
-    users.all(|user| user.as_ref() == Some(&first)).then_some(first)
-}
-
-/// An AMQP URL with our heartbeat in it, for a pool that takes nothing but text.
-pub fn with_heartbeat(url: &str) -> String {
-    let url = url.trim();
-    match url.split_once('?') {
-        Some((_, query)) if query.contains("heartbeat=") => url.to_owned(),
-        Some(_) => format!("{url}&heartbeat={HEARTBEAT_SECONDS}"),
-        None => format!("{url}?heartbeat={HEARTBEAT_SECONDS}"),
-    }
+/// The user of the URLs, which all name the same one ([`super::url::check_together`]).
+pub fn account(urls: &[AmqpUrl]) -> Option<String> {
+    urls.first().map(|url| url.user().to_owned())
 }
 
 /// Connects to one of the brokers, picked at random so that a restart of one spreads the nodes evenly.
-pub async fn open(urls: &[String], name: String) -> Result<Connection, LinkError> {
+pub async fn open(urls: &[AmqpUrl], name: String) -> Result<Connection, LinkError> {
     let url = match urls.len() {
-        0 => return Err(LinkError::Url("none given".into())),
+        0 => return Err(LinkError::Ended("no broker is configured")),
         count => &urls[rand::rng().random_range(0..count)],
     };
-    let uri = parse(url).map_err(LinkError::Url)?;
-    within("greeting", greeted(&uri)).await?;
-    // The client library's own recovery and retries stay off: the supervisors rebuild everything instead.
-    let properties = ConnectionProperties::default()
-        .with_connection_name(name.into())
-        .configure_backoff(|backoff| backoff.with_max_times(0));
-    within("connecting", Connection::connect_uri(uri, properties)).await
+    let runtime = Dialler::runtime(url.clone());
+    let connecting = Connection::connect_uri_with_runtime(dial::library_url(url), properties(name), runtime);
+    within("connecting", connecting)
+        .await
+        .map_err(|cause| LinkError::Connecting { address: url.address(), cause: Box::new(cause) })
 }
 
-/// Whether somebody there speaks AMQP. A connection attempt that is given up on leaves its thread waiting for
-/// the broker for ever; so nothing is started before the broker has said its first byte.
-async fn greeted(uri: &AMQPUri) -> std::io::Result<()> {
-    let mut stream = TcpStream::connect((uri.authority.host.as_str(), uri.authority.port)).await?;
-    if uri.scheme == AMQPScheme::AMQP {
-        stream.write_all(b"AMQP\0\0\x09\x01").await?;
-        stream.read_u8().await?;
-    }
-    Ok(())
+/// What every connection has in common. The client library's own recovery and retries stay off: the supervisors
+/// rebuild everything instead.
+pub fn properties(name: String) -> ConnectionProperties {
+    ConnectionProperties::default()
+        .with_connection_name(name.into())
+        .configure_backoff(|backoff| backoff.with_max_times(0))
 }
 
 /// Closes a connection that is no longer wanted, without waiting long for one that is dead.
@@ -137,26 +105,5 @@ mod tests {
         assert_eq!((0..1_000_000).map(|_| backoff.next(0.0)).max(), Some(Backoff::FLOOR));
         backoff.reset();
         assert!(backoff.next(0.5) <= Duration::from_millis(50));
-    }
-
-    #[test]
-    fn a_url_is_checked_without_being_repeated() {
-        assert!(check_url("amqp://u:secret@host:5672/vhost").is_ok());
-        assert!(check_url("amqps://u:secret@host").is_ok());
-        for bad in ["http://u:secret@host", "secret", ""] {
-            assert!(!check_url(bad).unwrap_err().contains("secret"), "{bad}");
-        }
-    }
-
-    #[test]
-    fn the_heartbeat_is_ours_unless_given() {
-        assert_eq!(parse("amqp://h").unwrap().query.heartbeat, Some(10));
-        assert_eq!(parse("amqp://h/%2f?heartbeat=7").unwrap().query.heartbeat, Some(7));
-        for (url, seconds) in
-            [("amqp://h", 10), ("amqp://h/%2f?frame_max=9000", 10), ("amqp://h/%2f?heartbeat=7", 7)]
-        {
-            let parsed: AMQPUri = with_heartbeat(url).parse().unwrap();
-            assert_eq!(parsed.query.heartbeat, Some(seconds), "{url}");
-        }
     }
 }

@@ -31,7 +31,7 @@ pub async fn consume(channel: &Channel, queue: &str, prefetch: u16) -> Result<Co
     within("basic.consume", channel.basic_consume(queue, tag, options, FieldTable::default())).await
 }
 
-/// Runs until the consumer ends, which means that the connection has to be built anew; unless it was cancelled
+/// Hands everything to the inbox, apart from what the bus `takes` for itself. Runs until the consumer ends, which means that the connection has to be built anew; unless it was cancelled
 /// because the node `left`: then what is unsettled is still seen to.
 pub async fn run(
     channel: Channel,
@@ -39,11 +39,12 @@ pub async fn run(
     prefetch: u16,
     inbox: mpsc::Sender<Delivery>,
     via: impl Fn(&str) -> Via,
+    takes: impl Fn(&Delivery) -> bool,
     left: impl Fn() -> bool,
 ) -> LinkError {
     let (verdicts, settled) = mpsc::channel(usize::from(prefetch));
     tokio::select! {
-        error = hand_over(consumer, verdicts, inbox, via, left) => error,
+        error = hand_over(consumer, verdicts, inbox, via, takes, left) => error,
         error = settle(&channel, settled) => error,
     }
 }
@@ -53,6 +54,7 @@ async fn hand_over(
     verdicts: mpsc::Sender<(u64, Verdict)>,
     inbox: mpsc::Sender<Delivery>,
     via: impl Fn(&str) -> Via,
+    takes: impl Fn(&Delivery) -> bool,
     left: impl Fn() -> bool,
 ) -> LinkError {
     let mut pace = Pace::new(Instant::now());
@@ -76,6 +78,10 @@ async fn hand_over(
         };
         let via = via(delivery.exchange.as_str());
         let delivery = delivered(delivery, via, &verdicts);
+        if takes(&delivery) {
+            delivery.ack.ack();
+            continue;
+        }
         if let Err(refused) = inbox.send(delivery).await {
             // Nobody reads any more. Held, not dropped: a requeued delivery would come back at once, for ever.
             std::future::pending::<()>().await;

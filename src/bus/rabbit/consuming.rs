@@ -2,6 +2,8 @@
 //!
 //! It never publishes, so a broker that stops taking messages does not stop acknowledgements.
 
+use std::future::Future;
+
 use futures_util::stream::BoxStream;
 use futures_util::StreamExt;
 use lapin::{Channel, Connection, Consumer, Event};
@@ -10,7 +12,9 @@ use tokio::time::{sleep, Instant};
 use tracing::{info, warn};
 
 use super::connection::{self, within, Backoff, LinkError};
+use super::publisher::LaneInbox;
 use super::topology::{Binding, Queue};
+use super::verify::Verifier;
 use super::{consumer, declare, Shared, STABLE_AFTER};
 use crate::bus::{Delivery, Via};
 use crate::ids::Incarnation;
@@ -26,11 +30,16 @@ pub struct InboxSenders {
     pub control: mpsc::Sender<Delivery>,
 }
 
-pub async fn supervise(shared: Shared, inboxes: InboxSenders, leave: watch::Receiver<bool>) {
+pub async fn supervise(
+    shared: Shared,
+    inboxes: InboxSenders,
+    urgent: LaneInbox,
+    leave: watch::Receiver<bool>,
+) {
     let mut backoff = Backoff::default();
     loop {
         let started = Instant::now();
-        let error = live(&shared, &inboxes, &leave).await;
+        let error = live(&shared, &inboxes, &urgent, &leave).await;
         shared.set_incarnation(None);
         if started.elapsed() > STABLE_AFTER {
             backoff.reset();
@@ -42,7 +51,12 @@ pub async fn supervise(shared: Shared, inboxes: InboxSenders, leave: watch::Rece
 }
 
 /// One life of the connection, from opening it to the error that ends it.
-async fn live(shared: &Shared, inboxes: &InboxSenders, leave: &watch::Receiver<bool>) -> LinkError {
+async fn live(
+    shared: &Shared,
+    inboxes: &InboxSenders,
+    urgent: &LaneInbox,
+    leave: &watch::Receiver<bool>,
+) -> LinkError {
     let name = format!("{}/{}/consume", shared.topology.prefix(), shared.node);
     let connection = match connection::open(&shared.urls, name).await {
         Ok(connection) => connection,
@@ -52,7 +66,17 @@ async fn live(shared: &Shared, inboxes: &InboxSenders, leave: &watch::Receiver<b
     let events: BoxStream<'static, Event> = Box::pin(connection.events_listener());
     let left = *leave.borrow();
     let error = match start(shared, &connection, left).await {
-        Ok(started) => serve(shared, started, inboxes, events, leave).await,
+        Ok(started) => {
+            let verifier = Verifier {
+                shared,
+                connection: &connection,
+                incarnation: started.incarnation,
+                control_binding: started.control_binding.clone(),
+                node_bindings: started.node_bindings.clone(),
+                urgent: urgent.clone(),
+            };
+            serve(shared, started, inboxes, events, verifier.run(leave)).await
+        }
         Err(error) => error,
     };
     shared.set_incarnation(None);
@@ -69,6 +93,8 @@ struct Started {
     incarnation: Incarnation,
     node: Consuming,
     control: Consuming,
+    control_binding: Binding,
+    /// Empty if the node has left.
     node_bindings: Vec<Binding>,
 }
 
@@ -81,12 +107,13 @@ async fn start(shared: &Shared, connection: &Connection, left: bool) -> Result<S
     let control_queue = topology.control_queue(&shared.node, incarnation);
     let node = own_queue(connection, &node_queue, NODE_PREFETCH).await?;
     let control = own_queue(connection, &control_queue, CONTROL_PREFETCH).await?;
-    declare::bind(&control.channel, &topology.control_binding(&control_queue)).await?;
-    let node_bindings = topology.node_bindings(&shared.node, &node_queue);
-    for binding in node_bindings.iter().filter(|_| !left) {
+    let control_binding = topology.control_binding(&control_queue);
+    declare::bind(&control.channel, &control_binding).await?;
+    let node_bindings = if left { Vec::new() } else { topology.node_bindings(&shared.node, &node_queue) };
+    for binding in &node_bindings {
         declare::bind(&node.channel, binding).await?;
     }
-    Ok(Started { incarnation, node, control, node_bindings })
+    Ok(Started { incarnation, node, control, control_binding, node_bindings })
 }
 
 async fn own_queue(connection: &Connection, queue: &Queue, prefetch: u16) -> Result<Consuming, LinkError> {
@@ -101,39 +128,31 @@ async fn serve(
     started: Started,
     inboxes: &InboxSenders,
     events: BoxStream<'static, Event>,
-    leave: &watch::Receiver<bool>,
+    verifying: impl Future<Output = LinkError>,
 ) -> LinkError {
-    let mut leaving = leave.clone();
-    let Started { incarnation, node, control, node_bindings } = started;
-    let unbinding = node.channel.clone();
+    let Started { incarnation, node, control, .. } = started;
     let broadcast = shared.topology.broadcast();
     let via = move |exchange: &str| if exchange == broadcast { Via::Broadcast } else { Via::Direct };
-    let node = consumer::run(node.channel, node.consumer, NODE_PREFETCH, inboxes.node.clone(), via, || false);
+    let takes = |delivery: &Delivery| shared.pulse.takes(delivery, shared.topology.account(), incarnation);
+    let inbox = inboxes.node.clone();
+    let node = consumer::run(node.channel, node.consumer, NODE_PREFETCH, inbox, via, takes, || false);
     let control = consumer::run(
         control.channel,
         control.consumer,
         CONTROL_PREFETCH,
         inboxes.control.clone(),
         |_| Via::Control,
+        takes,
         || false,
     );
-    let leaving = async {
-        if leaving.wait_for(|left| *left).await.is_err() {
-            std::future::pending::<()>().await;
-        }
-        for binding in &node_bindings {
-            declare::unbind(&unbinding, binding).await?;
-        }
-        info!("left the exchanges");
-        Ok::<_, LinkError>(())
-    };
+    shared.pulse.restart();
     shared.set_incarnation(Some(incarnation));
     info!(%incarnation, "consuming link is up");
     tokio::select! {
         error = node => error,
         error = control => error,
         error = failure(events) => error,
-        Err(error) = leaving => error,
+        error = verifying => error,
     }
 }
 

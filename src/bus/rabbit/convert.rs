@@ -3,6 +3,7 @@
 use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString, ShortStringError};
 use lapin::BasicProperties;
 
+use super::filter::UNREADABLE_HEADER;
 use super::topology::Topology;
 use crate::bus::{Destination, Properties, Publish};
 use crate::ids::encode;
@@ -129,7 +130,8 @@ fn properties_out(
         publish.to,
         Destination::Broadcast | Destination::Control | Destination::Nodes(_) | Destination::Box(_)
     );
-    if let Some(account) = account.filter(|_| to_nodes) {
+    let named = from.user_id.as_deref().is_some_and(|user| Some(user) == account);
+    if let Some(account) = account.filter(|_| to_nodes || named) {
         to = to.with_user_id(ShortString::try_new(account)?);
     }
     Ok(to)
@@ -158,7 +160,8 @@ pub fn sequence(properties: &BasicProperties) -> Option<u64> {
 /// out; so is whatever a publisher cannot have meant.
 pub fn incoming(from: &BasicProperties) -> Properties {
     let text = |field: &Option<ShortString>| field.as_ref().map(|text| text.as_str().to_owned());
-    let headers = from.headers().as_ref().map(FieldTable::inner).into_iter().flatten();
+    let table = from.headers().as_ref().map(FieldTable::inner);
+    let headers = table.into_iter().flatten();
     Properties {
         message_id: text(from.message_id()),
         kind: text(from.kind()),
@@ -177,6 +180,7 @@ pub fn incoming(from: &BasicProperties) -> Properties {
             .filter(|(name, _)| !reserved(name.as_str()))
             .filter_map(|(name, value)| Some((name.as_str().to_owned(), flat(value)?)))
             .collect(),
+        unreadable: table.and_then(|table| flat(table.get(UNREADABLE_HEADER)?)),
     }
 }
 
@@ -217,6 +221,7 @@ mod tests {
             app_id: Some("a".into()),
             user_id: None,
             headers: smallvec![("traceparent".into(), "00-1".into())],
+            unreadable: None,
         };
         let out = write(&publish(Destination::Broadcast, properties.clone())).unwrap();
         assert_eq!(incoming(&out.properties), properties);

@@ -47,7 +47,11 @@ pub fn is(error: &LinkError, reason: AMQPSoftError) -> bool {
     *error.kind() == AMQPErrorKind::Soft(reason)
 }
 
-async fn declare_exchange(channel: &Channel, exchange: &Exchange, passive: bool) -> Result<(), LinkError> {
+pub async fn declare_exchange(
+    channel: &Channel,
+    exchange: &Exchange,
+    passive: bool,
+) -> Result<(), LinkError> {
     let kind = match exchange.kind {
         ExchangeType::Fanout => ExchangeKind::Fanout,
         ExchangeType::Direct => ExchangeKind::Direct,

@@ -1,8 +1,9 @@
 //! The bus over RabbitMQ: the only place of the gateway that speaks AMQP.
 //!
-//! Three connections, each with its own supervisor: [`publishing`] alone, since a broker that is short of memory
-//! stops reading from every connection that publishes; [`consuming`] for the node's own queues; and [`ingress`],
-//! which a malformed message from outside can break. The client library's auto-recovery stays off:
+//! Four connections, each with its own supervisor: [`publishing`] alone, since a broker that is short of memory
+//! stops reading from every connection that publishes, and once more for [`replies`], which a bad name can break;
+//! [`consuming`] for the node's own queues; and [`ingress`], which a malformed message from outside can break. A few
+//! more, pooled, read [`boxes`]. The client library's auto-recovery stays off:
 //! any error of a connection, channel or consumer tears the whole connection down, and it is built anew.
 
 mod ack_tracker;
@@ -13,12 +14,20 @@ mod consuming;
 mod convert;
 mod declare;
 mod definitions;
+mod dial;
+mod filter;
 mod gather;
 mod ingress;
+mod lapin_defects;
 mod publisher;
 mod publishing;
+mod pulse;
+mod replies;
 mod returns;
 mod topology;
+mod unanswered;
+mod url;
+mod verify;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -37,11 +46,13 @@ use crate::bus::answer::Answer;
 use crate::ids::{Incarnation, NodeId, UserKey};
 use boxes::Boxes;
 use consuming::InboxSenders;
-use publisher::LaneInbox;
+use publisher::{Closures, LaneInbox};
+use publishing::{Port, Role};
+use pulse::Pulse;
 
-pub use connection::check_url;
 pub use definitions::definitions;
 pub use topology::Topology;
+pub use url::{check_together, AmqpUrl};
 
 /// A directive for the log: the client library logs returned messages whole, payload included, and takes for
 /// errors what is none here, such as a box that does not exist.
@@ -54,14 +65,12 @@ const BULK_LANES: usize = 2;
 const URGENT_LANE: usize = BULK_LANES;
 /// One more for deposits, which wait for the broker's disk.
 const DEPOSIT_LANE: usize = BULK_LANES + 1;
-/// One more for answers to backends and dead letters.
-const REPLY_LANE: usize = BULK_LANES + 2;
-const LANES: usize = BULK_LANES + 3;
+const LANES: usize = BULK_LANES + 2;
 
 #[derive(Debug, Clone)]
 pub struct RabbitSettings {
     /// Brokers of one cluster; each try picks one at random.
-    pub urls: Vec<String>,
+    pub urls: Vec<AmqpUrl>,
     /// First part of every exchange and queue name.
     pub prefix: String,
     /// Quorum queues instead of classic ones for what must survive the loss of a broker node.
@@ -72,7 +81,7 @@ pub struct RabbitSettings {
 }
 
 impl RabbitSettings {
-    pub fn new(urls: Vec<String>) -> Self {
+    pub fn new(urls: Vec<AmqpUrl>) -> Self {
         Self {
             urls,
             prefix: "warren".into(),
@@ -91,10 +100,11 @@ impl RabbitSettings {
 /// What the tasks of one bus have in common.
 #[derive(Clone)]
 struct Shared {
-    urls: Arc<[String]>,
+    urls: Arc<[AmqpUrl]>,
     topology: Topology,
     node: NodeId,
     link: watch::Sender<Link>,
+    pulse: Arc<Pulse>,
 }
 
 impl Shared {
@@ -121,6 +131,8 @@ pub struct RabbitBus {
     stop_ingress: watch::Sender<bool>,
     /// The bulk lanes, then the others by their numbers.
     lanes: Vec<LaneInbox>,
+    /// Answers to backends, and dead letters: on a connection of their own.
+    replies: replies::Inbox,
     account: Option<String>,
     boxes: Boxes,
     /// Every task of the bus; they end with it.
@@ -132,39 +144,49 @@ impl RabbitBus {
     pub fn start(settings: RabbitSettings, node: NodeId) -> (Arc<Self>, Inboxes) {
         let link = watch::Sender::new(Link::default());
         let account = connection::account(&settings.urls);
-        let shared =
-            Shared { topology: settings.topology(), urls: settings.urls.into(), node, link: link.clone() };
+        let shared = Shared {
+            topology: settings.topology(),
+            urls: settings.urls.into(),
+            node,
+            link: link.clone(),
+            pulse: Arc::default(),
+        };
         let mut tasks = JoinSet::new();
-        let mut lanes = Vec::new();
-        let mut channels = Vec::new();
-        for _ in 0..LANES {
+        let mut lane = || {
             let (lane, inbox) = LaneInbox::new();
-            let (channel, lane_channels) = watch::channel(None);
-            tasks.spawn(publisher::run_lane(shared.topology.clone(), inbox, lane_channels));
-            lanes.push(lane);
-            channels.push(channel);
-        }
-        tasks.spawn(publishing::supervise(shared.clone(), channels));
+            let (channel, channels) = watch::channel(None);
+            let closures = Closures::default();
+            tasks.spawn(publisher::run_lane(shared.clone(), inbox, channels, closures.clone()));
+            (lane, Port { channel, closures })
+        };
+        let (lanes, ports): (Vec<_>, Vec<_>) = (0..LANES).map(|_| lane()).unzip();
+        let (reply_lane, reply_port) = lane();
+        let (replies, replying) = replies::start(reply_lane, reply_port.closures.clone());
+        tasks.spawn(replying);
+        tasks.spawn(publishing::supervise(shared.clone(), Role::Main, ports));
+        tasks.spawn(publishing::supervise(shared.clone(), Role::Reply, vec![reply_port]));
         let (node_sender, node) = mpsc::channel(consuming::NODE_PREFETCH.into());
         let (control_sender, control) = mpsc::channel(consuming::CONTROL_PREFETCH.into());
         let (ingress_sender, ingress_inbox) = mpsc::channel(ingress::PREFETCH.into());
         let senders = InboxSenders { node: node_sender, control: control_sender };
         let (leave, stop_ingress) = (watch::Sender::new(false), watch::Sender::new(false));
-        tasks.spawn(consuming::supervise(shared.clone(), senders, leave.subscribe()));
+        let urgent: LaneInbox = lanes[BULK_LANES].clone();
+        tasks.spawn(pulse::supervise(shared.clone(), urgent.clone()));
+        tasks.spawn(consuming::supervise(shared.clone(), senders, urgent, leave.subscribe()));
         tasks.spawn(ingress::supervise(shared.clone(), ingress_sender, stop_ingress.subscribe()));
         let boxes = Boxes::start(&shared, lanes[DEPOSIT_LANE].clone(), &mut tasks);
-        let bus = Self { link, leave, stop_ingress, lanes, account, boxes, tasks: Mutex::new(tasks) };
+        let bus = Self { link, leave, stop_ingress, lanes, replies, account, boxes, tasks: Mutex::new(tasks) };
         (Arc::new(bus), Inboxes { node, control, ingress: ingress_inbox })
     }
 
-    fn lane(&self, publish: &Publish) -> &LaneInbox {
-        let index = match (&publish.to, publish.lane) {
+    fn offer(&self, publish: Publish, answer: Answer) {
+        let lane = match (&publish.to, publish.lane) {
             (Destination::Box(_), _) => DEPOSIT_LANE,
             (Destination::Control, _) | (_, Lane::Urgent) => URGENT_LANE,
-            (_, Lane::Reply) => REPLY_LANE,
+            (_, Lane::Reply) => return self.replies.offer(publish, answer),
             (_, Lane::Bulk) => (publish.order_key % BULK_LANES as u64) as usize,
         };
-        &self.lanes[index]
+        self.lanes[lane].offer(publish, answer);
     }
 }
 
@@ -178,7 +200,7 @@ impl Bus for RabbitBus {
         if self.link.borrow().publishing != Publishing::Ready {
             return answer.give(Outcome::Unavailable);
         }
-        self.lane(&publish).offer(publish, answer);
+        self.offer(publish, answer);
     }
 
     fn link(&self) -> watch::Receiver<Link> {

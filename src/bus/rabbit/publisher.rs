@@ -4,6 +4,7 @@
 //! publishes. The task outlives connections; between two of them it answers whatever it is handed.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,12 +17,14 @@ use tokio::sync::{mpsc, watch, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{interval, sleep, Instant, MissedTickBehavior};
 use tracing::debug;
 
+use super::connection::LinkError;
 use super::convert::{self, Outgoing};
 use super::gather::{Pace, GATHER_FOR};
 use super::returns::Returns;
-use super::topology::Topology;
+use super::unanswered::Unanswered;
+use super::Shared;
 use crate::bus::answer::Answer;
-use crate::bus::{Outcome, Publish, PUBLISH_DEADLINE};
+use crate::bus::{Outcome, Publish, Publishing, PUBLISH_DEADLINE};
 
 /// What one lane may have in flight, in units of [`UNIT_BYTES`]: a broker answers some thousands of confirms
 /// in the time of one disk flush, and more than this would only wait in buffers.
@@ -83,25 +86,53 @@ pub struct Job {
 pub struct LaneChannel {
     pub channel: Channel,
     pub header_bytes_max: usize,
-    /// Told when the channel fails: the supervisor then rebuilds the whole connection.
-    pub failed: mpsc::Sender<()>,
+    /// The lane's place among those of its connection.
+    pub lane: usize,
+    /// Told when the channel fails: the supervisor then opens another one, or the whole connection.
+    pub failed: mpsc::Sender<usize>,
+}
+
+/// Counts what the broker closed a lane's channel or connection for, which a publish on it must have caused.
+#[derive(Debug, Clone, Default)]
+pub struct Closures(Arc<AtomicU64>);
+
+impl Closures {
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Before any publish is answered because of it.
+    pub fn add(&self) {
+        self.0.fetch_add(1, Ordering::Release);
+    }
 }
 
 /// Runs until the inbox is closed.
 pub async fn run_lane(
-    topology: Topology,
+    shared: Shared,
     mut inbox: mpsc::Receiver<Job>,
     mut channels: watch::Receiver<Option<LaneChannel>>,
+    closures: Closures,
 ) {
+    // Handed in while a channel of a sound connection is opened anew.
+    let mut held = Vec::new();
     loop {
         let current = channels.borrow_and_update().clone();
         if let Some(lane_channel) = current {
-            let mut flight = Flight::new(topology.clone(), lane_channel);
-            if !flight.run(&mut inbox, &mut channels).await {
-                return;
+            let mut flight = Flight::new(shared.clone(), lane_channel);
+            held.drain(..).for_each(|job| flight.send(job));
+            match flight.run(&mut inbox, &mut channels).await {
+                Ended::Inbox => return,
+                Ended::Channel => continue,
+                Ended::Failed(error) => {
+                    if !flight.fail(error, &mut inbox, &mut channels, &closures, &mut held).await {
+                        return;
+                    }
+                }
             }
             continue;
         }
+        held.clear();
         tokio::select! {
             // A channel is there before the link says so; a publish that follows must not be turned away.
             biased;
@@ -109,6 +140,15 @@ pub async fn run_lane(
             job = inbox.recv() => if job.is_none() { return },
         }
     }
+}
+
+/// Why a flight is over.
+enum Ended {
+    /// No more jobs can come.
+    Inbox,
+    /// The channel was taken away.
+    Channel,
+    Failed(LinkError),
 }
 
 /// A publish that the broker has not confirmed.
@@ -121,12 +161,13 @@ struct Pending {
 
 /// Everything in flight on one channel. Dropping it answers `Unavailable`.
 struct Flight<F> {
-    topology: Topology,
+    shared: Shared,
     link: LaneChannel,
     sequence: u64,
     pending: HashMap<u64, Pending>,
     /// When to give up, soonest first; entries of answered publishes are skipped.
     deadlines: BTreeSet<(Instant, u64)>,
+    unanswered: Unanswered,
     returns: Returns,
     confirms: FuturesUnordered<F>,
     start: fn(Channel, u64, Outgoing, Bytes) -> F,
@@ -149,13 +190,14 @@ async fn send(channel: Channel, sequence: u64, out: Outgoing, body: Bytes) -> Co
 
 impl Flight<()> {
     #[allow(clippy::new_ret_no_self)]
-    fn new(topology: Topology, link: LaneChannel) -> Flight<impl std::future::Future<Output = Confirmed>> {
+    fn new(shared: Shared, link: LaneChannel) -> Flight<impl std::future::Future<Output = Confirmed>> {
         Flight {
-            topology,
+            shared,
             link,
             sequence: 0,
             pending: HashMap::new(),
             deadlines: BTreeSet::new(),
+            unanswered: Unanswered::new(Instant::now()),
             returns: Returns::default(),
             confirms: FuturesUnordered::new(),
             start: send,
@@ -164,12 +206,11 @@ impl Flight<()> {
 }
 
 impl<F: std::future::Future<Output = Confirmed>> Flight<F> {
-    /// Runs until the channel is taken away or fails (`true`), or until no more jobs can come (`false`).
     async fn run(
         &mut self,
         inbox: &mut mpsc::Receiver<Job>,
         channels: &mut watch::Receiver<Option<LaneChannel>>,
-    ) -> bool {
+    ) -> Ended {
         let mut batch = Vec::with_capacity(BATCH);
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -177,26 +218,32 @@ impl<F: std::future::Future<Output = Confirmed>> Flight<F> {
         loop {
             let mut sent = 0;
             tokio::select! {
-                changed = channels.changed() => return changed.is_ok(),
+                changed = channels.changed() => return if changed.is_ok() { Ended::Channel } else { Ended::Inbox },
                 count = inbox.recv_many(&mut batch, BATCH) => {
                     if count == 0 {
-                        return false;
+                        return Ended::Inbox;
                     }
                     sent = count;
                     batch.drain(..).for_each(|job| self.send(job));
                 }
                 Some(confirmed) = self.confirms.next(), if !self.confirms.is_empty() => {
                     if let Err(error) = self.take_all(confirmed) {
-                        return self.fail(error, channels).await;
+                        return Ended::Failed(error.into());
                     }
                 }
-                now = tick.tick() => self.expire(now),
+                now = tick.tick() => {
+                    self.expire(now);
+                    let well = self.shared.link.borrow().publishing == Publishing::Ready;
+                    if self.unanswered.stuck(|sequence| self.pending.contains_key(&sequence), well, now) {
+                        return Ended::Failed(LinkError::Late("a publish"));
+                    }
+                }
             }
             if pace.add(sent, Instant::now()) && sent < BATCH {
                 // What was handed in is sent when it is polled.
                 if let Some(Some(confirmed)) = self.confirms.next().now_or_never() {
                     if let Err(error) = self.take_all(confirmed) {
-                        return self.fail(error, channels).await;
+                        return Ended::Failed(error.into());
                     }
                 }
                 sleep(GATHER_FOR).await;
@@ -204,16 +251,39 @@ impl<F: std::future::Future<Output = Confirmed>> Flight<F> {
         }
     }
 
-    /// The channel is of no use any more: answers what is in flight, and waits for another one.
+    /// The channel is of no use any more: answers what is in flight, and waits for another channel, or for the loss of
+    /// the connection. `false`: no more jobs can come.
     async fn fail(
         &mut self,
-        error: lapin::Error,
+        error: LinkError,
+        inbox: &mut mpsc::Receiver<Job>,
         channels: &mut watch::Receiver<Option<LaneChannel>>,
+        closures: &Closures,
+        held: &mut Vec<Job>,
     ) -> bool {
         debug!(%error, "publishing channel failed");
-        self.pending.clear();
-        let _ = self.link.failed.try_send(());
-        channels.changed().await.is_ok()
+        if matches!(&error, LinkError::Amqp(error) if error.is_amqp_soft_error()) {
+            closures.add();
+            self.pending.clear();
+        }
+        if matches!(error, LinkError::Late(_)) {
+            self.pending.clear();
+        }
+        let _ = self.link.failed.try_send(self.link.lane);
+        let mut tick = interval(TICK);
+        loop {
+            tokio::select! {
+                changed = channels.changed() => return changed.is_ok(),
+                job = inbox.recv() => match job {
+                    Some(job) => held.push(job),
+                    None => return false,
+                },
+                now = tick.tick() => {
+                    self.expire(now);
+                    held.retain(|job| job.accepted + PUBLISH_DEADLINE > now + 3 * TICK);
+                }
+            }
+        }
     }
 
     /// Futures are first polled in the order in which they are pushed, which makes it the order of the frames.
@@ -221,13 +291,14 @@ impl<F: std::future::Future<Output = Confirmed>> Flight<F> {
         self.sequence += 1;
         let sequence = self.sequence;
         let max = self.link.header_bytes_max;
-        let Ok(out) = convert::outgoing(&job.publish, &self.topology, sequence, max) else {
+        let Ok(out) = convert::outgoing(&job.publish, &self.shared.topology, sequence, max) else {
             return job.answer.give(Outcome::Refused);
         };
         let mandatory = out.mandatory;
         self.returns.sent(sequence);
         // The answer is due before the promised deadline, however late the tick comes.
         self.deadlines.insert((job.accepted + PUBLISH_DEADLINE - 3 * TICK, sequence));
+        self.unanswered.sent(sequence, Instant::now());
         self.pending.insert(sequence, Pending { answer: Some(job.answer), mandatory, _window: job.window });
         self.confirms.push((self.start)(self.link.channel.clone(), sequence, out, job.publish.body));
     }
@@ -253,6 +324,7 @@ impl<F: std::future::Future<Output = Confirmed>> Flight<F> {
 
     fn take(&mut self, (sequence, confirmed): Confirmed) -> Result<(), lapin::Error> {
         let confirmed = confirmed?;
+        self.shared.pulse.confirmed();
         let outcome = if confirmed.is_nack() { Outcome::Refused } else { Outcome::Confirmed };
         let carried = confirmed.take_message().and_then(|message| convert::sequence(&message.properties));
         let mandatory = self.pending.get(&sequence).is_some_and(|pending| pending.mandatory);

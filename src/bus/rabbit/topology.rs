@@ -58,8 +58,10 @@ const DEAD_MESSAGES_MAX: u32 = 100_000;
 /// broker's disk when the hints that those limits are checked by are wrong, or when the nodes of two versions disagree.
 const BOX_BYTES_MAX: u32 = 1 << 30;
 
-/// How often a quorum queue hands a message out before it counts as dead; RabbitMQ 4 does the same unasked.
-const DELIVERIES_MAX: u32 = 20;
+/// How often a quorum queue hands a message out before it counts as dead. Each lost link counts for every message
+/// that was handed out over it, so that RabbitMQ 4's own 20 throws good messages away; and no limit (-1) means one
+/// single delivery to 3.10. This many lost links no message outlives.
+const DELIVERIES_MAX: u32 = 100_000;
 
 #[derive(Debug, Clone)]
 pub struct Topology {
@@ -203,7 +205,6 @@ impl Topology {
             ("x-dead-letter-exchange", Argument::Text(self.dead())),
         ];
         if self.quorum {
-            // A message that nobody can read ends up with the dead; classic queues need the node's help.
             ingress.push(("x-delivery-limit", Argument::Number(DELIVERIES_MAX)));
         }
         vec![

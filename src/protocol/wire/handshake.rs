@@ -63,7 +63,7 @@ impl Refusal {
     pub fn headers(&self) -> &'static [(HeaderName, &'static str)] {
         const UPGRADE_REQUIRED: &[(HeaderName, &str)] =
             &[(SEC_WEBSOCKET_VERSION, "13"), (UPGRADE, "websocket"), (CONNECTION, "upgrade")];
-        const ONLY_GET: &[(HeaderName, &str)] = &[(hyper::header::ALLOW, "GET")];
+        const ONLY_GET: &[(HeaderName, &str)] = &[(hyper::header::ALLOW, "GET, HEAD")];
         match self.status {
             StatusCode::UPGRADE_REQUIRED => UPGRADE_REQUIRED,
             StatusCode::METHOD_NOT_ALLOWED => ONLY_GET,
@@ -75,6 +75,9 @@ impl Refusal {
 /// Checks a request in one pass over the headers concerned. Extension offers are ignored: none is supported, and
 /// a server need not answer them (RFC 6455 section 9.1).
 pub fn check(method: &Method, version: Version, headers: &HeaderMap) -> Result<Accepted, Refusal> {
+    if method == Method::HEAD {
+        return Err(Refusal::upgrade("a WebSocket is opened with GET"));
+    }
     if method != Method::GET {
         return Err(Refusal {
             status: StatusCode::METHOD_NOT_ALLOWED,
@@ -84,8 +87,10 @@ pub fn check(method: &Method, version: Version, headers: &HeaderMap) -> Result<A
     if version != Version::HTTP_11 {
         return Err(Refusal::bad("a WebSocket is opened over HTTP/1.1"));
     }
-    if !headers.contains_key(HOST) {
-        return Err(Refusal::bad("no Host header"));
+    match single(headers, &HOST) {
+        Ok(Some(_)) => {}
+        Ok(None) => return Err(Refusal::bad("no Host header")),
+        Err(reason) => return Err(Refusal::bad(reason)),
     }
     if !has_token(headers, &UPGRADE, "websocket") || !has_token(headers, &CONNECTION, "upgrade") {
         return Err(Refusal::upgrade("this address speaks WebSocket only"));
@@ -213,6 +218,7 @@ mod tests {
         {
             assert_eq!(one("sec-websocket-key", key), 400, "{key:?}");
         }
+        assert_eq!(status(request(&[], &[("host", "example.org")])), 400, "RFC 9112 section 3.2");
         let twice = [("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")];
         assert_eq!(status(request(&[], &twice)), 400);
         assert_eq!(status(request(&[], &[("sec-websocket-version", "13")])), 426);
@@ -224,7 +230,8 @@ mod tests {
     fn method_and_version() {
         let headers = HeaderMap::new();
         let refusal = check(&Method::POST, Version::HTTP_11, &headers).unwrap_err();
-        assert_eq!((refusal.status.as_u16(), refusal.headers()[0].1), (405, "GET"));
+        assert_eq!((refusal.status.as_u16(), refusal.headers()[0].1), (405, "GET, HEAD"));
+        assert_eq!(status(check(&Method::HEAD, Version::HTTP_11, &headers)), 426);
         assert_eq!(status(check(&Method::GET, Version::HTTP_10, &headers)), 400);
         let refusal = request(&[("sec-websocket-version", "7")], &[]).unwrap_err();
         assert_eq!(refusal.headers()[0], (SEC_WEBSOCKET_VERSION, "13"));

@@ -7,15 +7,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use deadpool_lapin::{Config, Connection, Pool, PoolConfig, Runtime, Timeouts};
+use deadpool_lapin::{Connection, Manager, Pool, PoolConfig, Runtime, Timeouts};
 use lapin::protocol::AMQPSoftError;
-use lapin::{Channel, ConnectionProperties};
+use lapin::Channel;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
-use super::super::connection::{with_heartbeat, LinkError};
+use super::super::connection::{self, LinkError};
 use super::super::declare;
+use super::super::dial::{self, Dialler};
 use super::super::topology::Queue;
+use super::super::url::AmqpUrl;
 
 /// For the answer to one request.
 const ADMIN_DEADLINE: Duration = Duration::from_secs(2);
@@ -59,7 +61,7 @@ impl Borrowed<'_> {
 
 impl Admin {
     /// To be called inside a tokio runtime. Connects on first need.
-    pub fn new(urls: &[String], name: String) -> Self {
+    pub fn new(urls: &[AmqpUrl], name: String) -> Self {
         let pools: Vec<_> = urls.iter().filter_map(|url| pool(url, name.clone())).collect();
         let first = rand::random_range(0..pools.len().max(1));
         Self {
@@ -156,16 +158,12 @@ async fn fresh(pool: &Pool) -> Option<Connection> {
     }
 }
 
-fn pool(url: &str, name: String) -> Option<Pool> {
+fn pool(url: &AmqpUrl, name: String) -> Option<Pool> {
     let timeouts =
         Timeouts { wait: Some(ADMIN_DEADLINE), create: Some(ADMIN_DEADLINE), recycle: Some(ADMIN_DEADLINE) };
-    let pool = PoolConfig { timeouts, ..PoolConfig::new(CONNECTIONS) };
-    let config = Config { url: Some(with_heartbeat(url)), pool: Some(pool) };
-    // As for the other connections: no retries of the library's own.
-    let properties = move || {
-        ConnectionProperties::default()
-            .with_connection_name(name.as_str().into())
-            .configure_backoff(|backoff| backoff.with_max_times(0))
-    };
-    config.create_pool(properties, Runtime::Tokio1).ok()
+    let config = PoolConfig { timeouts, ..PoolConfig::new(CONNECTIONS) };
+    let text = dial::library_url(url).to_string();
+    let manager =
+        Manager::new(text, move || connection::properties(name.clone()), Dialler::runtime(url.clone()));
+    Pool::builder(manager).config(config).runtime(Runtime::Tokio1).build().ok()
 }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use lapin::uri::{AMQPScheme, AMQPUri};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
+
+use super::super::url::AmqpUrl;
 
 /// For the broker's first frame.
 const DEADLINE: Duration = Duration::from_millis(500);
@@ -18,12 +19,12 @@ const FIELD: &[u8] = b"\x07versionS";
 /// Asked once, of the first broker that answers; the nodes of a cluster are of one version or of neighbouring ones.
 #[derive(Debug)]
 pub struct Version {
-    urls: Vec<String>,
+    urls: Vec<AmqpUrl>,
     lazy: OnceCell<bool>,
 }
 
 impl Version {
-    pub fn new(urls: &[String]) -> Self {
+    pub fn new(urls: &[AmqpUrl]) -> Self {
         Self { urls: urls.to_vec(), lazy: OnceCell::new() }
     }
 
@@ -43,12 +44,11 @@ impl Version {
     }
 }
 
-async fn ask(url: &str) -> Option<(u32, u32)> {
-    let uri: AMQPUri = url.trim().parse().ok()?;
-    if uri.scheme != AMQPScheme::AMQP {
+async fn ask(url: &AmqpUrl) -> Option<(u32, u32)> {
+    if url.tls() {
         return None;
     }
-    let mut stream = TcpStream::connect((uri.authority.host.as_str(), uri.authority.port)).await.ok()?;
+    let mut stream = TcpStream::connect((url.host(), url.port())).await.ok()?;
     stream.write_all(b"AMQP\0\0\x09\x01").await.ok()?;
     let mut head = [0; 7];
     stream.read_exact(&mut head).await.ok()?;

@@ -1,0 +1,77 @@
+//! The token of a request, and whose it is.
+
+use percent_encoding::percent_decode_str;
+use warp::http::header::{HeaderMap, HeaderValue, AUTHORIZATION};
+
+use super::client::query_value;
+use crate::auth::{AuthError, Identity, Verifier};
+
+/// The token of the one `Authorization` line with the scheme Bearer (RFC 6750 section 2.1). Other schemes are for
+/// somebody else, such as a proxy with Basic, and are passed over.
+pub(super) fn bearer(headers: &HeaderMap) -> Result<Option<&str>, AuthError> {
+    let mut found = None;
+    for line in headers.get_all(AUTHORIZATION) {
+        let Some(token) = parse_bearer(line)? else { continue };
+        if found.replace(token).is_some() {
+            return Err(AuthError::Invalid("twice"));
+        }
+    }
+    Ok(found)
+}
+
+/// `None`: another scheme.
+fn parse_bearer(line: &HeaderValue) -> Result<Option<&str>, AuthError> {
+    let bytes = line.as_bytes();
+    let scheme = bytes.split(|byte| *byte == b' ').next().unwrap_or_default();
+    if !scheme.eq_ignore_ascii_case(b"bearer") {
+        return Ok(None);
+    }
+    let line = line.to_str().map_err(|_| AuthError::Invalid("malformed"))?;
+    Ok(Some(line[scheme.len()..].trim()))
+}
+
+/// Who opens a session. `None`: no token came with the request, so the first frame must bring it.
+pub(super) fn identify(
+    verifier: &Verifier,
+    headers: &HeaderMap,
+    offered: Option<&str>,
+    query: &str,
+) -> Result<Option<Identity>, AuthError> {
+    let token = bearer(headers)?.or(offered);
+    match (token, verifier, query_value(query, "user")) {
+        (Some(token), _, _) => verifier.verify(token).map(Some),
+        (None, Verifier::Insecure, Some(user)) => {
+            let user = percent_decode_str(user).decode_utf8().map_err(|_| AuthError::Missing)?;
+            verifier.verify(&user).map(Some)
+        }
+        (None, _, _) => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(lines: &[&[u8]]) -> Result<Option<String>, AuthError> {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(AUTHORIZATION, HeaderValue::from_bytes(line).unwrap());
+        }
+        bearer(&headers).map(|token| token.map(str::to_owned))
+    }
+
+    #[test]
+    fn other_schemes_are_passed_over() {
+        let token = |text: &str| Ok(Some(text.to_owned()));
+        assert_eq!(of(&[]), Ok(None));
+        assert_eq!(of(&[b"Basic dXNlcg=="]), Ok(None));
+        assert_eq!(of(&[b"\xff\xff"]), Ok(None));
+        assert_eq!(of(&[b"Bearer abc"]), token("abc"));
+        assert_eq!(of(&[b"bEARER  abc "]), token("abc"));
+        assert_eq!(of(&[b"Basic dXNlcg==", b"Bearer abc"]), token("abc"));
+        assert_eq!(of(&[b"Bearer"]), token(""));
+        assert_eq!(of(&[b"Bearers abc"]), Ok(None));
+        assert_eq!(of(&[b"Bearer a", b"Bearer a"]), Err(AuthError::Invalid("twice")));
+        assert_eq!(of(&[b"Bearer \xff"]), Err(AuthError::Invalid("malformed")));
+    }
+}

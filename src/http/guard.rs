@@ -1,0 +1,162 @@
+//! What every request is checked for before a route sees it: Host, method, origin, token in the URL, encoding.
+
+use std::net::IpAddr;
+
+use warp::http::header::{self, HeaderMap, HeaderValue};
+use warp::http::{Method, Request, StatusCode, Version};
+use warp::reply::Response;
+
+use super::client::{is_loopback_host, query_value, Client};
+use super::response;
+use crate::config::{Origins, TrustedProxies};
+use crate::error::{Code, Error};
+
+/// Longest query string, in bytes.
+const QUERY_BYTES_MAX: usize = 1024;
+/// Names under which clients put tokens into URLs (RFC 6750 section 2.3), where logs keep them.
+const TOKEN_PARAMETERS: [&str; 2] = ["token", "access_token"];
+
+/// The rules of one listener.
+#[derive(Debug, Clone)]
+pub struct Guard {
+    pub origins: Origins,
+    pub trusted: TrustedProxies,
+    /// Everybody is believed because only this machine can connect: so the request must be meant for this machine,
+    /// and not for a name that a page has had resolved to it (DNS rebinding).
+    pub loopback_only: bool,
+}
+
+impl Guard {
+    /// The client, or the refusal.
+    pub(super) fn check<B>(&self, peer: IpAddr, request: &Request<B>) -> Result<Client, Box<Response>> {
+        let headers = request.headers();
+        let host = host(request.version(), headers)?;
+        let client = Client::of(peer, headers, &self.trusted);
+        let path = request.uri().path();
+        check_method(path, request.method())?;
+        if is_trusting(path) {
+            if self.loopback_only && !host.is_some_and(is_loopback_host) {
+                let message = "Host: an insecure node answers to localhost and loopback addresses only";
+                return Err(refuse(Code::Forbidden, message));
+            }
+            if !self.origin_may(headers, host, client.is_https) {
+                return Err(refuse(Code::Forbidden, "Origin: pages from this origin may not use this node"));
+            }
+            check_query(request.uri().query().unwrap_or_default())?;
+        }
+        Ok(client)
+    }
+
+    /// A request without an Origin does not come from a web page (RFC 6455 section 10.2).
+    fn origin_may(&self, headers: &HeaderMap, host: Option<&str>, is_https: bool) -> bool {
+        let mut origins = headers.get_all(header::ORIGIN).iter();
+        let Some(origin) = origins.next() else { return true };
+        let scheme = if is_https { "https" } else { "http" };
+        origins.next().is_none()
+            && origin.to_str().is_ok_and(|origin| self.origins.allow(origin, scheme, host))
+    }
+}
+
+fn refuse(code: Code, message: &str) -> Box<Response> {
+    Box::new(response::error(&Error::new(code, message)))
+}
+
+/// Where credentials, or the lack of their need, let something happen.
+fn is_trusting(path: &str) -> bool {
+    path == "/ws" || path.starts_with("/v1/")
+}
+
+/// RFC 9112 section 3.2: HTTP/1.1 has exactly one Host.
+fn host(version: Version, headers: &HeaderMap) -> Result<Option<&str>, Box<Response>> {
+    let mut lines = headers.get_all(header::HOST).iter();
+    let first = lines.next();
+    if lines.next().is_some() {
+        return Err(refuse(Code::BadRequest, "Host: more than one"));
+    }
+    match first.map(HeaderValue::to_str) {
+        None if version == Version::HTTP_11 => Err(refuse(Code::BadRequest, "Host: missing")),
+        None => Ok(None),
+        Some(Ok(host)) => Ok(Some(host)),
+        Some(Err(_)) => Err(refuse(Code::BadRequest, "Host: not ASCII")),
+    }
+}
+
+fn check_query(query: &str) -> Result<(), Box<Response>> {
+    if query.len() > QUERY_BYTES_MAX {
+        return Err(refuse(Code::BadRequest, "the query is too long"));
+    }
+    match TOKEN_PARAMETERS.iter().any(|name| query_value(query, name).is_some()) {
+        true => Err(refuse(Code::BadRequest, "a token does not belong in a URL")),
+        false => Ok(()),
+    }
+}
+
+/// Unknown addresses are left to the routes, which answer 404.
+fn check_method(path: &str, method: &Method) -> Result<(), Box<Response>> {
+    let Some(allow) = methods(path) else { return Ok(()) };
+    match allow.split(", ").any(|allowed| allowed == method.as_str()) {
+        true => Ok(()),
+        false => Err(Box::new(response::method_not_allowed(allow))),
+    }
+}
+
+/// What an address takes: HEAD wherever GET (RFC 9110 section 9.3.2).
+fn methods(path: &str) -> Option<&'static str> {
+    const READ: &str = "GET, HEAD";
+    let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    match segments[..] {
+        ["ws" | "livez" | "readyz" | "metrics"] | ["v1", "nodes"] | ["v1", "users", _] => Some(READ),
+        ["v1", "messages"] => Some("POST"),
+        ["v1", "users", _, "sessions"] | ["v1", "sessions", _] => Some("DELETE"),
+        _ => None,
+    }
+}
+
+/// Bodies are taken as they are (RFC 9110 section 15.5.16: the response names what would be accepted).
+pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Response> {
+    let lines = headers.get_all(header::CONTENT_ENCODING).iter();
+    let is_identity =
+        |line: &HeaderValue| line.to_str().is_ok_and(|text| text.eq_ignore_ascii_case("identity"));
+    if lines.into_iter().all(is_identity) {
+        return Ok(());
+    }
+    let error = Error::bad_request("Content-Encoding: compressed bodies are not accepted; send it as it is");
+    let mut refusal = response::error_with(StatusCode::UNSUPPORTED_MEDIA_TYPE, &error);
+    refusal.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    Err(refusal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_address_knows_its_methods() {
+        for (path, expected) in [
+            ("/ws", Some("GET, HEAD")),
+            ("/v1/messages", Some("POST")),
+            ("/v1/users/a%2Fb", Some("GET, HEAD")),
+            ("/v1/users/a/sessions", Some("DELETE")),
+            ("/v1/sessions/n~1", Some("DELETE")),
+            ("/v1", None),
+            ("/", None),
+        ] {
+            assert_eq!(methods(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_host_comes_exactly_once() {
+        let headers = |hosts: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for host in hosts {
+                headers.append(header::HOST, HeaderValue::from_static(host));
+            }
+            headers
+        };
+        assert!(host(Version::HTTP_11, &headers(&[])).is_err());
+        assert!(host(Version::HTTP_10, &headers(&[])).is_ok());
+        assert!(host(Version::HTTP_11, &headers(&["a", "a"])).is_err());
+        assert_eq!(host(Version::HTTP_11, &headers(&["a"])).unwrap(), Some("a"));
+    }
+}
