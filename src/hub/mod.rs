@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use smallvec::SmallVec;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
-use crate::ids::{ChannelName, UserId};
+use crate::ids::{ChannelName, UserId, UserKey};
 use crate::protocol::close::CloseCode;
 use crate::protocol::message::Rendered;
 
@@ -66,7 +66,19 @@ pub struct Full {
 /// The end of a worker's queue that the worker reads.
 pub type Commands = mpsc::Receiver<Command>;
 
-type Shard = HashMap<UserId, SmallVec<[Local; 1]>>;
+/// A user with sessions on this node.
+#[derive(Debug)]
+struct HeldUser {
+    id: UserId,
+    sessions: SmallVec<[Local; 1]>,
+}
+
+/// By the key under which other nodes know the user. Two users may share one.
+type Shard = HashMap<UserKey, SmallVec<[HeldUser; 1]>>;
+
+fn find<'a>(shard: &'a Shard, user: &UserId) -> Option<&'a HeldUser> {
+    shard.get(&UserKey::of(user))?.iter().find(|held| held.id == *user)
+}
 
 #[derive(Debug)]
 pub struct Hub {
@@ -93,8 +105,8 @@ impl Hub {
         (hub, commands)
     }
 
-    fn shard(&self, user: &UserId) -> MutexGuard<'_, Shard> {
-        let at = self.hasher.hash_one(user) as usize % SHARDS;
+    fn shard(&self, key: UserKey) -> MutexGuard<'_, Shard> {
+        let at = self.hasher.hash_one(key) as usize % SHARDS;
         self.shards[at].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -116,49 +128,56 @@ impl Hub {
     /// session of a user orders its own calls: see [`crate::router`].
     #[must_use]
     pub fn register(&self, user: &UserId, session: Local) -> bool {
-        let mut shard = self.shard(user);
-        let sessions = shard.entry(user.clone()).or_default();
-        sessions.push(session);
+        let key = UserKey::of(user);
+        let mut shard = self.shard(key);
+        let users = shard.entry(key).or_default();
         self.sessions.fetch_add(1, Ordering::Relaxed);
-        let is_first = sessions.len() == 1;
-        self.users.fetch_add(usize::from(is_first), Ordering::Relaxed);
-        is_first
+        if let Some(held) = users.iter_mut().find(|held| held.id == *user) {
+            held.sessions.push(session);
+            return false;
+        }
+        users.push(HeldUser { id: user.clone(), sessions: SmallVec::from_buf([session]) });
+        self.users.fetch_add(1, Ordering::Relaxed);
+        true
     }
 
     /// Removes one session, by its counter, so that a late end never removes a newer session of the user. `true`: it
     /// was the user's last one here.
     #[must_use]
     pub fn unregister(&self, user: &UserId, counter: u64) -> bool {
-        let mut shard = self.shard(user);
-        let Some(sessions) = shard.get_mut(user) else { return false };
+        let key = UserKey::of(user);
+        let mut shard = self.shard(key);
+        let Some(users) = shard.get_mut(&key) else { return false };
+        let Some(of) = users.iter().position(|held| held.id == *user) else { return false };
+        let sessions = &mut users[of].sessions;
         let Some(at) = sessions.iter().position(|session| session.counter == counter) else { return false };
         sessions.remove(at);
         self.sessions.fetch_sub(1, Ordering::Relaxed);
-        let is_last = sessions.is_empty();
-        if is_last {
-            shard.remove(user);
-            self.users.fetch_sub(1, Ordering::Relaxed);
+        if !sessions.is_empty() {
+            return false;
         }
-        is_last
+        users.swap_remove(of);
+        if users.is_empty() {
+            shard.remove(&key);
+        }
+        self.users.fetch_sub(1, Ordering::Relaxed);
+        true
     }
 
-    /// Every user with a session here.
-    pub fn user_ids(&self) -> Vec<UserId> {
-        let shards = self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner));
-        shards.flat_map(|shard| shard.keys().cloned().collect::<Vec<_>>()).collect()
+    /// The users with a session here that share a key; mostly none or one.
+    pub fn users_of_key(&self, key: UserKey) -> SmallVec<[UserId; 1]> {
+        let shard = self.shard(key);
+        shard.get(&key).into_iter().flatten().map(|held| held.id.clone()).collect()
     }
 
     /// The user's sessions on this node.
     pub fn sessions_of(&self, user: &UserId) -> SmallVec<[Local; 1]> {
-        self.shard(user).get(user).cloned().unwrap_or_default()
-    }
-
-    pub fn users_of_key(&self, key: crate::ids::UserKey) -> Vec<UserId> {
-        self.user_ids().into_iter().filter(|user| crate::ids::UserKey::of(user) == key).collect()
+        let shard = self.shard(UserKey::of(user));
+        find(&shard, user).map(|held| held.sessions.clone()).unwrap_or_default()
     }
 
     pub fn holds(&self, user: &UserId) -> bool {
-        self.shard(user).contains_key(user)
+        find(&self.shard(UserKey::of(user)), user).is_some()
     }
 
     fn worker_of(&self, counter: u64) -> usize {
@@ -308,7 +327,9 @@ mod tests {
         assert!(!hub.unregister(&user, 9), "not a session of the user");
         assert!(!hub.unregister(&user, 1));
         assert!(!hub.unregister(&user, 1), "gone already");
+        assert_eq!(hub.users_of_key(UserKey::of(&user))[..], [user.clone()]);
         assert!(hub.unregister(&user, 2));
+        assert!(hub.users_of_key(UserKey::of(&user)).is_empty());
         assert_eq!((hub.sessions(), hub.users(), hub.holds(&user)), (0, 0, false));
     }
 

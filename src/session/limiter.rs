@@ -10,7 +10,7 @@ pub(super) struct Pace {
     burst: u32,
 }
 
-/// Refusals by the rate limit that close a session with 4101. One is forgiven every ten seconds: slow enough to reach
+/// Tokens that the rate limit refuses before it closes a session with 4101. One is forgiven every ten seconds: slow enough to reach
 /// the limit at any rate above the allowed one, fast enough that rare mistakes of a long session do not add up.
 pub(super) const REFUSALS: Pace = Pace { token_ns: 10_000_000_000, burst: 1_000 };
 

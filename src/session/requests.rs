@@ -118,7 +118,7 @@ pub(super) fn take_tokens(worker: &WorkerState, session: &Session, tokens: u32) 
         session.requests.set(left);
         return true;
     }
-    match session.refusals.get().take(REFUSALS, 1, uptime_ms) {
+    match session.refusals.get().take(REFUSALS, tokens, uptime_ms) {
         Some(left) => session.refusals.set(left),
         None => session.close(CloseCode::RateLimited, 0, worker.now()),
     }

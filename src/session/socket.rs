@@ -84,9 +84,10 @@ impl Socket {
 
     fn enqueue(&mut self, bytes: Bytes, tally: Option<Tally>, begun: bool, bytes_max: usize) -> Sent {
         let queue = self.queue.get_or_insert_default();
-        let first = queue.frames.front().map_or(bytes.len(), |first| first.bytes.len());
-        if queue.bytes + bytes.len() > first.saturating_add(bytes_max) && !queue.frames.is_empty() {
-            return Sent::Overflow;
+        if let Some(first) = queue.frames.front() {
+            if queue.bytes - first.bytes.len() + bytes.len() > bytes_max {
+                return Sent::Overflow;
+            }
         }
         queue.bytes += bytes.len();
         queue.begun |= begun;
@@ -241,6 +242,10 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert!(socket.is_flushed());
+        // The last frames of a session have no bound.
+        assert_eq!(socket.send(&large, None, 1_000), Sent::Queued);
+        assert_eq!(socket.send(&large, None, usize::MAX), Sent::Queued);
+        socket.abandon();
         // The same frame queued before anything is written.
         assert_eq!(socket.push(&large, None, 1_000), Sent::Queued);
     }

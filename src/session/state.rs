@@ -59,7 +59,7 @@ pub(super) struct Session {
     pub(super) owes_pong: Cell<bool>,
     pub(super) unfinished: Cell<Option<Unfinished>>,
     pub(super) requests: Cell<Bucket>,
-    /// Requests that the rate limit may still refuse before the session is closed.
+    /// Tokens that the rate limit may still refuse before the session is closed.
     pub(super) refusals: Cell<Bucket>,
     /// Publishes and subscriptions that have no reply yet.
     pub(super) in_flight: Cell<u32>,

@@ -43,9 +43,11 @@ impl OnItsWay {
         let (tell_first, first) = mpsc::unbounded_channel();
         let (tell_all, all) = oneshot::channel();
         let tell = tell_first.clone();
-        let (tally, view) = Tally::new(Some(Box::new(move || drop(tell.send(())))), move |taken| {
-            drop(tell_first.send(()));
-            drop(tell_all.send(taken));
+        let (tally, view) = Tally::new(Some(Box::new(move || {
+                let _ = tell.send(());
+            })), move |taken| {
+            let _ = tell_first.send(());
+            let _ = tell_all.send(taken);
         });
         loop {
             match hub.reserve_user(&user) {
