@@ -4,10 +4,12 @@
 //! - [`upgrade`]: from an HTTP request to a session.
 //! - [`api`] is what stands under `/v1`.
 //! - [`health`]: `/livez`, `/readyz`, `/metrics` (on the admin address; the first two on the public one too).
+//! - `client_library.rs`: `/warren-client.js`, for browsers.
 //! - `answer.rs`: how answers and errors are written.
 
 mod answer;
 pub mod api;
+mod client_library;
 pub mod health;
 pub mod serve;
 pub mod upgrade;
@@ -48,6 +50,8 @@ pub fn public(
         .or(api::routes(gate.clone()))
         .unify()
         .or(health::probes(gate))
+        .unify()
+        .or(client_library::route())
         .unify()
         .recover(answer::rejection)
 }
