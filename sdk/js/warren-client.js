@@ -19,8 +19,10 @@ const DEFAULTS = {
   maxPendingBytes: 4 * 1024 * 1024, // The same as bytes of JSON.
   maxBuffered: 1_024, // Events that an async iterator holds for a slow loop.
 };
-// A connection that lived so long was a success: the next loss begins with the shortest backoff, in ms.
-const STABLE_MS = 10_000;
+// A connection that lived so many ms was a success: the next backoff is the shortest again. Longer where the gateway has
+// closed it because of this client, who may do the same again.
+const STABLE_MS = 2_000;
+const STABLE_BLAMED_MS = 10_000;
 // Browsers run the timers of a hidden page once a minute. Silence beyond this many ms means that the page was frozen
 // or the machine asleep, for longer than the gateway waits for a pong.
 const ASLEEP_MS = 90_000;
@@ -433,11 +435,11 @@ export class WarrenClient {
   /** Ends the connection, whatever is left of it, and decides about the next one. */
   #lost(code, reason) {
     const goodbye = this.#goodbye;
-    const wasStable = this.#openedAt !== null && this.#now() - this.#openedAt >= STABLE_MS;
+    const lived = this.#openedAt === null ? -1 : this.#now() - this.#openedAt;
     this.#retire(this.#disconnect());
     code = goodbye?.code ?? code;
     reason = goodbye?.reason || reason || "the connection was lost";
-    if (wasStable) this.#failures = 0;
+    if (lived >= (band(code) === "wait" ? STABLE_BLAMED_MS : STABLE_MS)) this.#failures = 0;
     this.#urlAt += 1;
     if (this.#tokenIsStale(code)) {
       this.#token = null;

@@ -63,15 +63,21 @@ test("the backoff has full jitter between 0.5 and 20 s, and begins anew after a 
     await clock.advance(wait);
   }
   await client.ready();
-  await clock.advance(9_999);
   random = 0.999999;
+  await clock.advance(1_999);
   server.connections[9].cut();
   await until(() => client.state === "waiting");
   assert.equal(events.state.at(-1).retryInMs, 20_000);
   await clock.advance(20_000);
   await client.ready();
-  await clock.advance(10_000);
-  server.connections[10].cut();
+  await clock.advance(9_999);
+  server.connections[10].close(4102);
+  await until(() => client.state === "waiting");
+  assert.equal(events.state.at(-1).retryInMs, 20_000);
+  await clock.advance(20_000);
+  await client.ready();
+  await clock.advance(2_000);
+  server.connections[11].cut();
   await until(() => client.state === "waiting");
   assert.equal(events.state.at(-1).retryInMs, 1_000);
 });
