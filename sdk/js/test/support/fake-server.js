@@ -158,12 +158,14 @@ export class FakeServer {
 /** A clock that a test moves. Timers run in the order of their times, with their promises in between. */
 export class FakeClock {
   time = 1_700_000_000_000;
+  /** What somebody has set the wall clock by; timers do not care. */
+  offset = 0;
   #timers = new Map();
   #last = 0;
   /** 0.5 is the middle of every jitter. */
   random = () => 0.5;
 
-  now = () => this.time;
+  now = () => this.time + this.offset;
   setTimeout = (run, ms) => {
     this.#timers.set(++this.#last, { run, at: this.time + ms, id: this.#last });
     return this.#last;

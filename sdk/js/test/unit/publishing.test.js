@@ -149,6 +149,7 @@ test("the limits of the welcome are kept: in flight, and a rate", async (t) => {
   for (const { id } of connection.of("publish").slice(6)) connection.send({ type: "reply", id, outcome: "delivered" });
   await until(() => client.pending === 10);
   assert.equal(connection.of("publish").length, 10, "as many as one second allows");
+  assert.equal(clock.timers[0], 100, "the next one waits for its turn");
   await clock.advance(100);
   await connection.frame("publish", 10);
   for (let n = 11; n <= 20; n += 1) await clock.advance(100);
