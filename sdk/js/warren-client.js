@@ -686,6 +686,7 @@ export class WarrenClient {
     const late = new Promise((resolve) => this.#after("subscribe", SUBSCRIBE_MS, resolve));
     await Promise.race([late, Promise.all([...this.#subscriptions.keys()].map((name) => this.#resubscribe(name)))]);
     if (attempt !== this.#attempt) return;
+    this.#stop("subscribe");
     this.#setState("open", { session: frame.session, node: frame.node });
     if (!isFirst) this.#emit("gap", { reason: "reconnected" });
     this.#pump();

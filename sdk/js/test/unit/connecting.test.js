@@ -248,6 +248,19 @@ test("a clock that is wrong does not refresh in a loop", async (t) => {
   }
 });
 
+test("a WebSocket of the application's own is used where there is one", async (t) => {
+  let made = 0;
+  class Own extends WebSocket {
+    constructor(...args) {
+      super(...args);
+      made += 1;
+    }
+  }
+  const { client } = await setUp(t, { WebSocket: Own });
+  await client.ready();
+  assert.equal(made, 1);
+});
+
 test("wrong use is told at once", () => {
   assert.throws(() => connect("ws://127.0.0.1:9/ws", {}), /token/);
   assert.throws(() => connect("not a url", { user: "a" }), /URL/);
