@@ -122,7 +122,7 @@ pub const KEYS: &[Key] = &[
     number("PONG_TIMEOUT_MS", [10_000, 50, 300_000], "ms", "no answer to a ping by then closes with 4104"),
     number("AUTH_TIMEOUT_MS", [5_000, 100, 60_000], "ms", "from the handshake to the `auth` frame"),
     number("HEADER_TIMEOUT_MS", [5_000, 100, 60_000], "ms", "to send the head of a request, and as long again for its body"),
-    number("RECEIPT_TIMEOUT_MS", [5_000, 100, 60_000], "ms", "how long a node waits for another node's receipt"),
+    number("RECEIPT_TIMEOUT_MS", [2_500, 100, 3_500], "ms", "how long a node may give no sign of a message before it is tried elsewhere, and then stored"),
     number("DRAIN_MS", [20_000, 0, 600_000], "ms", "from SIGTERM to the end, spent on moving clients to other nodes"),
     // mail of users who are away
     number("BOXES", [1024, 1, 16_384], "queues", "that hold the mail of all users who are away, each made on first need; the same on all nodes"),

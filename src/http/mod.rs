@@ -7,11 +7,13 @@
 //! - `upgrade.rs`: from a request to a session; `credentials.rs`: whose token it is.
 //! - `api.rs`: what stands under `/v1`; `publish.rs`: `POST /v1/messages`; [`body`] and [`rates`]: its bounds.
 //! - [`health`]: `/livez`, `/readyz`, `/metrics` (on the admin address; the first two on the public one too).
+//! - `client_library.rs`: `/warren-client.js`, for browsers.
 //! - `response.rs`: how responses and errors are written.
 
 mod api;
 pub mod body;
 mod client;
+mod client_library;
 mod connection;
 mod credentials;
 pub mod guard;
@@ -60,6 +62,8 @@ pub fn public(
         .or(api::routes(state.clone()))
         .unify()
         .or(health::probes(state))
+        .unify()
+        .or(client_library::route())
         .unify()
         .recover(response::rejection)
 }

@@ -118,6 +118,7 @@ impl Node {
             node: config.node_id.clone(),
             routing: config.routing,
             pending_max: config.pending_max,
+            receipt_timeout: config.receipt_timeout,
         };
         let peers = {
             let directory = directory.clone();

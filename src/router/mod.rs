@@ -20,7 +20,7 @@ mod table;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 use xxhash_rust::xxh3::xxh3_64;
@@ -57,6 +57,8 @@ pub struct RouterSettings {
     pub routing: Routing,
     /// Unsettled messages. Overflow policy: the sender is told `overloaded`.
     pub pending_max: usize,
+    /// How long a node may give no sign of a message before it is taken to hang.
+    pub receipt_timeout: Duration,
 }
 
 pub struct Router {
@@ -400,6 +402,10 @@ impl World for Router {
             return;
         }
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).note(key, sessions, now);
+    }
+
+    fn answer_within(&self) -> Duration {
+        self.settings.receipt_timeout
     }
 
     fn is_under_pressure(&self) -> bool {

@@ -159,12 +159,12 @@ async fn what_makes_no_sense_is_dead_with_a_reason_and_the_next_message_arrives(
     }
     let expected: Vec<Value> = (0..poison.len()).map(Value::from).collect();
     assert_eq!(alice.payloads(poison.len()).await, expected);
+    eventually("all poison is dead", PATIENCE, || async { cluster.broker.dead().len() == poison.len() }).await;
     let dead = cluster.broker.dead();
-    assert_eq!(dead.len(), poison.len());
     for (dead, (key, _, body, reason)) in dead.iter().zip(&poison) {
         let told = dead.properties.header("warren-reason").unwrap();
         assert!(told.starts_with(reason), "{key:?}: {told}");
-        assert_eq!(dead.body, *body);
+        assert!(body.starts_with(&dead.body) && dead.body.len() == body.len().min(64 << 10), "{key:?}");
         let header = dead.properties.header("warren-routing-key").unwrap();
         assert_eq!(warren::ids::decode(header).as_deref(), Some(*key));
     }
@@ -235,7 +235,8 @@ async fn a_backend_may_broadcast_directly_and_cannot_pretend_to_be_a_node() {
     for user in [&mut alice, &mut bob] {
         assert_eq!(user.message().await["payload"], "mark");
     }
-    assert_eq!(cluster.broker.dead().len(), 4, "two words that no node said, at each of two nodes");
+    // Of each broadcast one node keeps the dead letter.
+    eventually("two dead letters", PATIENCE, || async { cluster.broker.dead().len() == 2 }).await;
 }
 
 /// What the bus could not read goes to the dead queue with its reason, from every door, whatever the rest says.

@@ -42,6 +42,8 @@ pub trait World {
     fn taken(&self, key: SeenKey) -> Option<u32>;
     /// Remembers that sessions of this node took a message.
     fn note_taken(&self, key: SeenKey, sessions: u32, now: Instant);
+    /// How long a node may give no sign of a message before it is taken to hang.
+    fn answer_within(&self) -> Duration;
     /// Whether this node's own messages await so much that what is held elsewhere should be stored now.
     fn is_under_pressure(&self) -> bool;
 }

@@ -25,8 +25,6 @@ use crate::router::Settle;
 pub const SETTLE_WITHIN: Duration = Duration::from_millis(9_700);
 /// A message that nobody has taken by then is stored, which takes at most the rest of [`SETTLE_WITHIN`].
 pub const STORE_AFTER: Duration = Duration::from_millis(7_500);
-/// A node that gives no sign of a message for so long is taken to hang.
-const ANSWER_WITHIN: Duration = Duration::from_millis(2_500);
 /// Attempts to deliver a message before it is stored or given up.
 const ATTEMPTS_MAX: u8 = 2;
 /// Messages of one target that may be on their way; further ones wait, and are stored if the target takes none.
@@ -261,21 +259,27 @@ impl OriginSide {
         }
         self.expire(now, effects);
         let nodes = world.nodes(target);
-        let full = self.act_in_order(&nodes, now, effects);
+        let full = self.act_in_order(&nodes, now, world, effects);
         // The target's node holds the oldest without a session taking it: what waits behind it must not wait as long.
         let stuck = self.entries.front().is_some_and(Entry::is_held);
         if stuck && (full || world.is_under_pressure()) {
             self.store_everything();
-            self.act_in_order(&nodes, now, effects);
+            self.act_in_order(&nodes, now, world, effects);
         }
     }
 
     /// Sends and stores what may be. Returns whether something waits for room on the way.
-    fn act_in_order(&mut self, nodes: &Nodes, now: Instant, effects: &mut Vec<Effect>) -> bool {
-        let mut order = Order::default();
+    fn act_in_order(
+        &mut self,
+        nodes: &Nodes,
+        now: Instant,
+        world: &impl World,
+        effects: &mut Vec<Effect>,
+    ) -> bool {
+        let mut order = Order::new(now + world.answer_within());
         let mut at = 0;
         while at < self.entries.len() {
-            if self.act(at, nodes, &mut order, now, effects) {
+            if self.act(at, nodes, &mut order, effects) {
                 at += 1;
             }
         }
@@ -330,7 +334,6 @@ impl OriginSide {
         at: usize,
         nodes: &Nodes,
         order: &mut Order,
-        now: Instant,
         effects: &mut Vec<Effect>,
     ) -> bool {
         let entry = &mut self.entries[at];
@@ -358,7 +361,7 @@ impl OriginSide {
             order.blocked = true;
             return true;
         }
-        self.send(at, reachable, order, now, effects)
+        self.send(at, reachable, order, effects)
     }
 
     fn store(&mut self, at: usize, order: &mut Order, effects: &mut Vec<Effect>) -> bool {
@@ -387,7 +390,6 @@ impl OriginSide {
         at: usize,
         nodes: Nodes,
         order: &mut Order,
-        now: Instant,
         effects: &mut Vec<Effect>,
     ) -> bool {
         if std::mem::take(&mut self.notice_due) {
@@ -405,7 +407,7 @@ impl OriginSide {
         entry.tried = true;
         order.sent += 1;
         order.sent_bytes += message.bytes();
-        let answer_by = (now + ANSWER_WITHIN).min(entry.store_at());
+        let answer_by = order.answer_by.min(entry.store_at());
         entry.stage = Stage::InFlight(Flight { waiting: nodes.clone(), sessions: 0, held: false, answer_by });
         effects.push(Effect::Send { tag: entry.tag, nodes, message, answer_by: entry.give_up_at() });
         true
@@ -423,8 +425,9 @@ impl Entry {
 }
 
 /// What older entries of a path do, while the newer ones are looked at.
-#[derive(Default)]
 struct Order {
+    /// Of what is sent now.
+    answer_by: Instant,
     sent: usize,
     sent_bytes: usize,
     stored: bool,
@@ -432,6 +435,12 @@ struct Order {
     blocked: bool,
     /// As much is on its way as may be.
     full: bool,
+}
+
+impl Order {
+    fn new(answer_by: Instant) -> Self {
+        Self { answer_by, sent: 0, sent_bytes: 0, stored: false, blocked: false, full: false }
+    }
 }
 
 pub(super) fn failed(code: Code, message: &str) -> Settlement {

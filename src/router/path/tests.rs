@@ -44,6 +44,9 @@ impl World for Node {
     fn note_taken(&self, key: SeenKey, sessions: u32, _: Instant) {
         self.taken.borrow_mut().insert(key, sessions);
     }
+    fn answer_within(&self) -> Duration {
+        Duration::from_millis(2_500)
+    }
     fn is_under_pressure(&self) -> bool {
         self.pressed.get()
     }
