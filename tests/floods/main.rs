@@ -29,8 +29,10 @@ use support::raw_ws::{upgrade_request, RawClient};
 /// As many connections as a node has slots by default.
 const SLOTS: usize = 2_048;
 const HANDSHAKES: usize = 60;
-/// What the slowest of a hundred handshakes may take.
+/// What the slowest handshake may take beside an attack; and how many times longer than without one, which counts
+/// on a machine that has other things to do.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(1);
+const SLOWDOWN_MAX: u32 = 10;
 const GET: &[u8] = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 /// One flood at a time: each uses up to half of the file descriptors that a process usually may open.
@@ -46,6 +48,11 @@ async fn connect(addr: SocketAddr) -> TcpStream {
     timeout(PATIENCE, TcpStream::connect(addr)).await.expect("a connection in time").unwrap()
 }
 
+/// What a handshake may take here and now. Call it before the attack.
+async fn handshake_max(addr: SocketAddr) -> Duration {
+    HANDSHAKE_MAX.max(slowest_handshake(addr).await * SLOWDOWN_MAX)
+}
+
 /// Handshakes one after the other, of a client on the same address as the attackers; returns the slowest.
 async fn slowest_handshake(addr: SocketAddr) -> Duration {
     let mut all = Vec::new();
@@ -55,7 +62,6 @@ async fn slowest_handshake(addr: SocketAddr) -> Duration {
         client.read_frame().await.expect("a welcome");
         all.push(began.elapsed());
     }
-    println!("handshakes: {all:.0?}");
     all.into_iter().max().unwrap()
 }
 
@@ -64,6 +70,7 @@ async fn clients_that_pipeline_and_never_read_keep_nobody_out() {
     let _alone = begin_flood().await;
     let cluster = Cluster::start(1, &[("CONNECTIONS_PER_ADDRESS", "65536")]).await;
     let addr = cluster.ws(0);
+    let limit = handshake_max(addr).await;
     let block = GET.repeat(2_000);
     let stuck = join_all((0..SLOTS).map(|_| {
         let block = block.clone();
@@ -80,7 +87,7 @@ async fn clients_that_pipeline_and_never_read_keep_nobody_out() {
     }));
     let stuck = timeout(PATIENCE * 3, stuck).await.expect("the attack begins");
     let slowest = slowest_handshake(addr).await;
-    assert!(slowest < HANDSHAKE_MAX, "a handshake took {slowest:?}");
+    assert!(slowest < limit, "a handshake took {slowest:?}");
     // Who does not read gives its slot to somebody who does.
     let api = cluster.api(0);
     eventually("the API is reachable", PATIENCE, || async {
@@ -96,6 +103,7 @@ async fn clients_that_keep_asking_keep_nobody_out() {
     let _alone = begin_flood().await;
     let cluster = Cluster::start(1, &[("CONNECTIONS_PER_ADDRESS", "65536")]).await;
     let addr = cluster.ws(0);
+    let limit = handshake_max(addr).await;
     let mut asking = JoinSet::new();
     let asked = Arc::new(AtomicUsize::new(0));
     for _ in 0..SLOTS {
@@ -120,7 +128,7 @@ async fn clients_that_keep_asking_keep_nobody_out() {
     eventually("all slots are taken", PATIENCE * 3, || async { asked.load(Ordering::Relaxed) >= SLOTS })
         .await;
     let slowest = slowest_handshake(addr).await;
-    assert!(slowest < HANDSHAKE_MAX, "a handshake took {slowest:?}");
+    assert!(slowest < limit, "a handshake took {slowest:?}");
     // A newcomer with one request takes the place of one that idles.
     let mut slowest = Duration::ZERO;
     for at in 0..HANDSHAKES {
@@ -129,7 +137,7 @@ async fn clients_that_keep_asking_keep_nobody_out() {
         assert_eq!(status, 200);
         slowest = slowest.max(began.elapsed());
     }
-    assert!(slowest < HANDSHAKE_MAX, "a publish took {slowest:?}");
+    assert!(slowest < limit, "a publish took {slowest:?}");
     asking.shutdown().await;
 }
 
@@ -138,6 +146,7 @@ async fn five_thousand_half_heads_keep_nobody_out() {
     let _alone = begin_flood().await;
     let cluster = Cluster::start(1, &[]).await;
     let addr = cluster.ws(0);
+    let limit = handshake_max(addr).await;
     const DRIPPING: usize = 5_000;
     let mut dripping = JoinSet::new();
     let connected = Arc::new(AtomicUsize::new(0));
@@ -161,8 +170,10 @@ async fn five_thousand_half_heads_keep_nobody_out() {
     }
     let all = || async { connected.load(Ordering::Relaxed) >= DRIPPING };
     eventually("all have connected", PATIENCE * 3, all).await;
+    // Those that came before it have been accepted when this one is.
+    RawClient::connect(addr, "/ws?user=first").await;
     let slowest = slowest_handshake(addr).await;
-    assert!(slowest < HANDSHAKE_MAX, "a handshake took {slowest:?}");
+    assert!(slowest < limit, "a handshake took {slowest:?}");
     dripping.shutdown().await;
 }
 
