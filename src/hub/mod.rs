@@ -40,7 +40,7 @@ pub struct Local {
 
 pub type Counters = SmallVec<[u64; 2]>;
 
-/// What a worker is told.
+/// An order to a worker.
 #[derive(Debug)]
 pub enum Command {
     /// A message for these sessions.
@@ -308,7 +308,7 @@ mod tests {
     use crate::protocol::publish::PublishRequest;
 
     fn rendered() -> Arc<Rendered> {
-        let request: PublishRequest = serde_json::from_str(r#"{"to":"broadcast"}"#).unwrap();
+        let request = PublishRequest::parse(r#"{"to":"broadcast"}"#).unwrap();
         let sender = Sender::Service { service: "test".into() };
         Rendered::new(Arc::new(request.into_message(sender, Now::read()).unwrap()))
     }

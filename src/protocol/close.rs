@@ -1,6 +1,6 @@
 //! The close codes: each with its reason, and whether a client should come back.
 
-/// What a client should do after the socket was closed with a code.
+/// Whether a client should come back after the socket was closed with a code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reconnect {
     /// The same attempt would fail again.

@@ -1,4 +1,4 @@
-//! A message: the one type from the door that accepts it to the codec that renders it, and what becomes of it.
+//! A message: the one type from the door that accepts it to the codec that renders it, and its fate.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use crate::ids::{Life, MessageId, SessionId, UserId};
 use crate::protocol::target::Target;
 use crate::protocol::Codec;
 
-/// What is promised for a message.
+/// How hard the gateway tries to deliver a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Guarantee {
@@ -180,7 +180,7 @@ pub enum Settlement {
     },
     /// In the durable mailbox of its user.
     Stored,
-    /// Confirmed by the broker for whoever is connected (broadcast, channel).
+    /// Confirmed by the broker; the sessions that are connected get it (broadcast, channel).
     Published,
     Failed(crate::error::Error),
 }

@@ -1,4 +1,4 @@
-//! What a client is told, whatever the codec.
+//! The contents of frames to a client, whatever the codec.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::ids::{MessageId, NodeId, SessionId, UserId};
 use crate::protocol::message::Settlement;
 
-/// What a client is told when its session begins.
+/// The first frame of a session that has a user.
 #[derive(Debug, Serialize)]
 pub struct Welcome<'a> {
     pub session: &'a SessionId,
@@ -52,7 +52,7 @@ pub enum Reply<'a> {
     Error(&'a Error),
 }
 
-/// What is answered to a publish, in frames and over HTTP.
+/// The answer to a publish, in frames and over HTTP.
 #[derive(Debug, Serialize)]
 pub struct Settled<'a> {
     pub message_id: &'a MessageId,

@@ -1,4 +1,4 @@
-//! What a client may ask for, whatever the codec.
+//! The requests of clients, whatever the codec.
 
 use std::borrow::Cow;
 

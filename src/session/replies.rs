@@ -30,7 +30,7 @@ pub(super) struct Awaited {
     pub(super) request: Option<String>,
 }
 
-/// What came of a request.
+/// The result of a request.
 #[derive(Debug)]
 pub(super) enum Fate {
     Settled(MessageId, Settlement),

@@ -110,7 +110,7 @@ impl Socket {
         self.queue = None;
     }
 
-    /// Writes what is queued until it is all written ([`Sent::Written`]) or the peer takes no more.
+    /// Writes the queue until it is empty ([`Sent::Written`]) or the peer takes no more.
     pub(super) fn flush(&mut self) -> Sent {
         while let Some(queue) = &mut self.queue {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];

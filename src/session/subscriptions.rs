@@ -1,4 +1,4 @@
-//! The subscriptions of a worker's sessions: who gets a message for a channel.
+//! The subscriptions of a worker's sessions: which of them get the messages of a channel.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -78,7 +78,7 @@ impl WorkerState {
         Ok(())
     }
 
-    /// What the session is not subscribed to changes nothing.
+    /// Has no effect on a channel that the session does not subscribe to.
     pub(super) fn unsubscribe(&self, session: &Session, channel: &ChannelName) {
         let place = session.channels.borrow_mut().as_mut().and_then(|channels| channels.remove(channel));
         if let Some(place) = place {

@@ -32,7 +32,7 @@ const SLOTS: u64 = 1 << 20;
 /// Where the numbering of sessions begins: anywhere below this, so that the ids of a former process under the same
 /// node id are not given again. The product with slots and workers (at most 64) stays within 64 bits.
 const SEQUENCE_START_MAX: u64 = 1 << 37;
-/// What is read from a socket at once, in bytes. One buffer per worker, whatever the number of sockets.
+/// Bytes read from a socket at once. One buffer per worker, whatever the number of sockets.
 const SCRATCH_BYTES: usize = 64 * 1024;
 /// Sockets whose handshake is done and that wait for their worker. Overflow policy: the handshake waits.
 pub const ADMISSIONS_MAX: usize = 1024;

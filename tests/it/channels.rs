@@ -21,7 +21,7 @@ fn channel(name: &str) -> ChannelName {
 
 async fn tell(hub: &Hub, name: &str, payload: usize, except: Option<&User>) {
     let body = json!({"to": format!("channel.{name}"), "payload": payload}).to_string();
-    let request: PublishRequest = serde_json::from_str(&body).unwrap();
+    let request = PublishRequest::parse(&body).unwrap();
     let sender = Sender::Service { service: "test".into() };
     let message = Rendered::new(Arc::new(request.into_message(sender, Now::read()).unwrap()));
     let except = except.map(|user| SessionId::parse(user.session()).unwrap().counter);

@@ -24,7 +24,7 @@ use crate::support::user::User;
 
 fn message(id: &str, bytes: usize) -> Arc<Rendered> {
     let text = format!(r#"{{"to":"user.alice","message_id":"{id}","payload":"{}"}}"#, "x".repeat(bytes));
-    let request: PublishRequest = serde_json::from_str(&text).unwrap();
+    let request = PublishRequest::parse(&text).unwrap();
     let sender = Sender::Service { service: "test".into() };
     Rendered::new(Arc::new(request.into_message(sender, Now::read()).unwrap()))
 }
@@ -43,12 +43,15 @@ impl OnItsWay {
         let (tell_first, first) = mpsc::unbounded_channel();
         let (tell_all, all) = oneshot::channel();
         let tell = tell_first.clone();
-        let (tally, view) = Tally::new(Some(Box::new(move || {
+        let (tally, view) = Tally::new(
+            Some(Box::new(move || {
                 let _ = tell.send(());
-            })), move |taken| {
-            let _ = tell_first.send(());
-            let _ = tell_all.send(taken);
-        });
+            })),
+            move |taken| {
+                let _ = tell_first.send(());
+                let _ = tell_all.send(taken);
+            },
+        );
         loop {
             match hub.reserve_user(&user) {
                 Ok(reservation) => {

@@ -105,7 +105,7 @@ impl Decoder {
         self.done
     }
 
-    /// Heap bytes held for what is unfinished: at most twice what arrived of it, and a constant.
+    /// Heap bytes held for an unfinished message: at most twice the bytes of it that arrived, and a constant.
     pub fn held_bytes(&self) -> usize {
         self.unfinished.as_ref().map_or(0, |unfinished| {
             let message = unfinished.message.as_ref().map_or(0, |message| message.data.capacity());

@@ -1,8 +1,8 @@
-//! What the decoder tells its owner: a complete message or control frame, or why the socket must be failed.
+//! The output of the decoder: a complete message or control frame, or why the socket must be failed.
 
 use crate::protocol::close::CloseCode;
 
-/// One complete thing that the client said. The payload lives only during the call that hands it out.
+/// One complete message or control frame of the client. The payload lives only during the call that hands it out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event<'a> {
     Text(&'a str),
