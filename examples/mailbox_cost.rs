@@ -87,7 +87,7 @@ async fn main() -> Result<(), AnyError> {
     let count: usize = rest.first().map_or(Ok(10_000), |text| text.parse())?;
     let at_a_time: usize = rest.get(1).map_or(Ok(64), |text| text.parse())?;
     let (bus, _inboxes) =
-        RabbitBus::start(RabbitSettings::new(vec![AmqpUrl::parse(&amqp)?]), NodeId::new("cost")?);
+        RabbitBus::start(RabbitSettings::new(vec![AmqpUrl::parse(amqp)?]), NodeId::new("cost")?);
     let bus: Arc<dyn Bus> = bus;
     bus.link().wait_for(|link| link.ready()).await?;
     let users = (0..count).map(|n| UserId::new(&format!("user-{n}"))).collect::<Result<Vec<_>, _>>()?;

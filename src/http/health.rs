@@ -9,7 +9,7 @@ use warp::http::StatusCode;
 use warp::reply::Response as Answer;
 use warp::{Filter, Rejection};
 
-use crate::bus::Link;
+use crate::bus::{Link, TopologyState};
 use crate::http::{answer, Gate};
 use crate::lifecycle::Phase;
 use crate::metrics::Snapshot;
@@ -30,15 +30,18 @@ struct Readiness {
     accepting: bool,
     /// Connected to the broker, and able to publish.
     link: bool,
+    /// What the node declared at the broker is all there, and no policy breaks a promise; else the log says what.
+    topology: bool,
     /// A message to itself came back through the broker lately.
     loopback: bool,
 }
 
 fn readiness(gate: &Gate) -> Readiness {
     let accepting = gate.lifecycle.phase() == Phase::Serving;
-    let link = gate.health.link.borrow().ready();
+    let now = *gate.health.link.borrow();
+    let (link, topology) = (now.ready(), now.topology == TopologyState::Whole);
     let loopback = gate.router.directory().control_seen_ago().is_some_and(|ago| ago <= LOOPBACK_MAX);
-    Readiness { ready: accepting && link && loopback, accepting, link, loopback }
+    Readiness { ready: accepting && link && topology && loopback, accepting, link, topology, loopback }
 }
 
 /// `GET /livez`: the process runs. Never asks the broker: a broker that is away must not restart the nodes.

@@ -6,6 +6,7 @@
 //! any error of a connection, channel or consumer tears the whole connection down, and it is built anew.
 
 mod ack_tracker;
+mod canary;
 mod connection;
 mod consumer;
 mod consuming;
