@@ -20,7 +20,7 @@ use tokio::sync::watch::{Receiver, Sender};
 use crate::auth::{SelfTestFailed, Verifier};
 use crate::bus::memory::MemoryBroker;
 use crate::bus::rabbit::{RabbitBus, RabbitSettings};
-use crate::bus::{BoxSettings, Bus, Inboxes, Link};
+use crate::bus::{BoxSettings, Bus, Inboxes, Link, TopologyState};
 use crate::config::{Config, QueueType};
 use crate::delivery::receipt_sender::ReceiptSender;
 use crate::directory::{Directory, Membership, ServiceHandle};
@@ -369,12 +369,15 @@ fn mail_limits(config: &Config) -> MailLimits {
 
 /// What readiness is judged by; each check stands in the body of `/readyz`.
 fn health(lifecycle: &Lifecycle, router: &Arc<Router>, link: Receiver<Link>, failures: Failures) -> Health {
-    let (lifecycle, router, usable) = (lifecycle.clone(), router.clone(), link.clone());
+    let (lifecycle, router) = (lifecycle.clone(), router.clone());
+    let (usable, declared) = (link.clone(), link.clone());
     Health::new(link)
         // Taking new sessions.
         .check("accepting", move || lifecycle.phase() == Phase::Serving)
         // Connected to the broker, and able to publish.
         .check("link", move || usable.borrow().ready())
+        // What the node declared at the broker is all there, and no policy breaks a promise; else the log says what.
+        .check("topology", move || declared.borrow().topology == TopologyState::Whole)
         // A message to itself came back through the broker lately.
         .check("loopback", move || {
             router.directory().control_seen_ago().is_some_and(|ago| ago <= LOOPBACK_MAX)

@@ -106,3 +106,24 @@ async fn a_node_that_left_is_not_bound_again() {
     seen(&a, TopologyState::Whole, "warren.control").await;
     assert!(vhost.bindings(&own).await.is_empty());
 }
+
+/// A policy that throws mail away is found within the promised time, and so is its end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_that_loses_mail_is_noticed() {
+    let vhost = broker::vhost().await;
+    let a = peer(&|node| rabbit_bus(&vhost.url(), node), "a").await;
+    let policy = format!("policies/{}/test", vhost.name);
+    for (definition, pattern) in
+        [(json!({ "message-ttl": 1000 }), "^warren"), (json!({ "expires": 1000 }), "^warren.box")]
+    {
+        let body = json!({ "pattern": pattern, "definition": definition, "apply-to": "queues" });
+        vhost.management.put(&policy, body).await;
+        seen(&a, TopologyState::Damaged, pattern).await;
+        assert!(a.bus.link().borrow().ready(), "it works on as well as it can");
+        delete(&vhost, &policy).await;
+        eventually("it is whole again", Duration::from_secs(60), || async {
+            a.bus.link().borrow().topology == TopologyState::Whole
+        })
+        .await;
+    }
+}

@@ -58,7 +58,7 @@ async fn six_cuts_leave_one_node_queue_with_its_bindings() {
         back(&mut a, before, BACK).await;
     }
     let own = format!("warren.node.a.{}", incarnation(&a).unwrap());
-    eventually("the old queues are gone", PATIENCE, || async { vhost.queues().await.len() == 4 }).await;
+    eventually("the old queues are gone", PATIENCE, || async { vhost.queues().await.len() == 5 }).await;
     assert_eq!(vhost.bindings(&own).await.len(), 2);
 }
 

@@ -1,10 +1,15 @@
 //! The topology at the broker, the checked-in definitions file, and what its users may and may not do.
 
 use std::path::Path;
+use std::time::Duration;
 
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::types::FieldTable;
-use lapin::{BasicProperties, Connection, ConnectionProperties};
+use futures_util::StreamExt;
+use lapin::options::{
+    BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeBindOptions,
+    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Connection, ConnectionProperties, ExchangeKind};
 use serde_json::{json, Value};
 use warren::bus::rabbit::{definitions, AmqpUrl, RabbitSettings};
 use warren::bus::{Destination, Outcome};
@@ -13,6 +18,7 @@ use crate::box_contract::{deposit, take_all, ONE};
 use crate::broker::{self, Vhost};
 use crate::bus_contract::{next, peer, ready, send, take, to};
 use crate::contract::rabbit_bus;
+use crate::eventually::eventually;
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/amqp/definitions.json");
 
@@ -31,20 +37,24 @@ fn the_definitions_file_is_what_the_code_says() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_adds_two_queues_and_three_bindings() {
+async fn a_node_adds_three_queues_and_three_bindings() {
     let vhost = broker::vhost().await;
     let a = peer(&|node| rabbit_bus(&vhost.url(), node), "a").await;
     let incarnation = a.bus.link().borrow().incarnation.unwrap();
     let (own, control) = (format!("warren.node.a.{incarnation}"), format!("warren.control.a.{incarnation}"));
+    // The last of them is made after the link is up.
+    eventually("all queues are there", Duration::from_secs(10), || async { vhost.queues().await.len() == 5 })
+        .await;
     let mut queues = vhost.queues().await;
     queues.sort();
-    assert_eq!(queues, [&control, "warren.dead", "warren.ingress", &own]);
+    let canary = format!("warren.box.canary.a.{incarnation}");
+    assert_eq!(queues, [&canary, &control, "warren.dead", "warren.ingress", &own]);
     let pair = |exchange: &str, key: &str| (exchange.to_owned(), key.to_owned());
     assert_eq!(vhost.bindings(&own).await, [pair("warren.broadcast", ""), pair("warren.direct", "a")]);
     assert_eq!(vhost.bindings(&control).await, [pair("warren.control", "")]);
     assert_eq!(vhost.bindings("warren.ingress").await, [pair("warren.ingress", "#")]);
     // Looking for what was not there yet has cost no connection.
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(a.bus.link().borrow().incarnation, Some(incarnation));
     let queue = vhost.management.get(&format!("queues/{}/{own}", vhost.name)).await;
     assert_eq!((&queue["exclusive"], &queue["auto_delete"]), (&json!(true), &json!(true)));
@@ -133,7 +143,77 @@ async fn least_privileges_are_enough_and_no_more() {
     assert!(!may_listen(&backend, "backend.spy", "warren.broadcast").await);
     assert!(!may_listen(&backend, "warren.node.spy.1", "warren.broadcast").await);
     assert!(!may_listen(&gateway, "elsewhere", "warren.broadcast").await);
+    assert!(may_make(&gateway, "warren.box.8.1").await);
+    // What it may not repair it does not stumble over: the link and the node's own queues live on.
+    let before = *a.bus.link().borrow();
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(*a.bus.link().borrow(), before);
     remove_users(&vhost).await;
+}
+
+/// Topic permissions are checked where a message is published, and nowhere behind that: so a backend gets no
+/// exchange and no queue of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_cannot_walk_around_its_topic_permissions() {
+    let vhost = broker::vhost().await;
+    import(&vhost).await;
+    let mut a = peer(&|node| rabbit_bus(&vhost.url(), node), "a").await;
+    let backend = vhost.url_as(&user_of(&vhost, "backend"), "change-me-backend");
+    let connection = Connection::connect(&backend, ConnectionProperties::default()).await.unwrap();
+    for name in ["backend.x", "warren.x", "x"] {
+        let channel = connection.create_channel().await.unwrap();
+        let made = channel
+            .exchange_declare(
+                name.into(),
+                ExchangeKind::Fanout,
+                ExchangeDeclareOptions::default(),
+                FieldTable::default(),
+            )
+            .await;
+        assert!(made.is_err(), "an exchange {name}");
+        assert!(!may_make(&backend, name).await, "a queue {name}");
+    }
+    let mut dead_letters = FieldTable::default();
+    dead_letters.insert("x-dead-letter-exchange".into(), AMQPValue::LongString("warren.ingress".into()));
+    dead_letters.insert("x-dead-letter-routing-key".into(), AMQPValue::LongString("everything".into()));
+    let channel = connection.create_channel().await.unwrap();
+    let options = QueueDeclareOptions::default();
+    assert!(
+        channel.queue_declare("".into(), options, dead_letters).await.is_err(),
+        "not even a nameless one"
+    );
+    for source in ["warren.ingress", "warren.broadcast", "amq.fanout", "amq.topic"] {
+        let channel = connection.create_channel().await.unwrap();
+        let options = ExchangeBindOptions::default();
+        let bound = channel
+            .exchange_bind("warren.ingress".into(), source.into(), "#".into(), options, FieldTable::default())
+            .await;
+        assert!(bound.is_err(), "{source} may be bound to ingress");
+    }
+    // Settlements come by direct reply-to, which needs no permission.
+    let channel = connection.create_channel().await.unwrap();
+    let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
+    let (queue, tag) = ("amq.rabbitmq.reply-to".into(), "".into());
+    let mut answers = channel.basic_consume(queue, tag, options, FieldTable::default()).await.unwrap();
+    let properties = BasicProperties::default().with_reply_to("amq.rabbitmq.reply-to".into());
+    let options = BasicPublishOptions::default();
+    let publishing =
+        channel.basic_publish("warren.ingress".into(), "user.7".into(), options, b"x", properties);
+    publishing.await.unwrap();
+    let delivery = next(&mut a.inboxes.ingress).await;
+    let reply_to = Destination::Queue(delivery.properties.reply_to.clone().unwrap());
+    // The broker returns what is mandatory and goes to this name, and delivers it all the same.
+    assert_eq!(send(&a.bus, reply_to, "settled").await, Outcome::Unroutable);
+    let answer = tokio::time::timeout(Duration::from_secs(10), answers.next()).await.unwrap();
+    assert_eq!(answer.unwrap().unwrap().data, b"settled");
+    remove_users(&vhost).await;
+}
+
+async fn may_make(url: &str, queue: &str) -> bool {
+    let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let options = QueueDeclareOptions::default();
+    channel.queue_declare(queue.into(), options, FieldTable::default()).await.is_ok()
 }
 
 async fn may_publish(url: &str, exchange: &str, key: &str) -> bool {

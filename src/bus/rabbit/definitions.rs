@@ -89,21 +89,25 @@ fn permissions(topology: &Topology) -> Value {
         { "user": "admin", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*" },
         {
             "user": "gateway", "vhost": "/",
-            // Its own queues only; exchanges and durable queues are made by this file.
-            "configure": format!("^{prefix}\\.(node|control|box)\\..+$"),
+            // Its own queues and the users' mail; exchanges and the other durable queues are made by this file.
+            // `mailbox` is what an older version called the mail's queues, which are emptied and deleted.
+            "configure": format!("^{prefix}\\.(node|control|box|mailbox)\\..+$"),
             // `amq.default` reaches queues by their names: reply queues and boxes.
             "write": format!(
-                "^({prefix}\\.(broadcast|direct|control|ingress|dead)|{prefix}\\.(node|control|box)\\..+|amq\\.default)$"
+                "^({prefix}\\.(broadcast|direct|control|ingress|dead)|{prefix}\\.(node|control|box|mailbox)\\..+|amq\\.default)$"
             ),
+            // Of `dead` only to bind its queue again; nodes never consume it.
             "read": format!(
-                "^({prefix}\\.(broadcast|direct|control|ingress)|{prefix}\\.(node|control|box)\\..+)$"
+                "^({prefix}\\.(broadcast|direct|control|ingress|dead)|{prefix}\\.(node|control|box|mailbox)\\..+)$"
             ),
         },
         {
             "user": "backend", "vhost": "/",
-            // Queues of its own, for settlements; their names begin with the user's.
-            "configure": "^backend\\..+$",
-            "write": format!("^({prefix}\\.(ingress|broadcast)|backend\\..+)$"),
+            // Nothing: with an exchange of its own, bound to `ingress`, or a queue that dead-letters to it, it could
+            // publish to any target, since topic permissions are checked at the first exchange only.
+            "configure": "^$",
+            "write": format!("^{prefix}\\.(ingress|broadcast)$"),
+            // Queues that an administrator made for it, for settlements.
             "read": "^backend\\..+$",
         },
     ])

@@ -8,6 +8,7 @@
 
 mod ack_tracker;
 mod boxes;
+mod canary;
 mod connection;
 mod consumer;
 mod consuming;

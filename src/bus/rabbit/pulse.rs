@@ -34,10 +34,20 @@ pub enum Way {
     Direct,
     Broadcast,
     Control,
+    /// Into the canary queue; comes back only when the broker throws it out.
+    Canary,
+    /// The same, for the queue's sake.
+    CanaryQueue,
 }
 
-const WAYS: [(Way, &str); 4] =
-    [(Way::Own, "own"), (Way::Direct, "direct"), (Way::Broadcast, "broadcast"), (Way::Control, "control")];
+const WAYS: [(Way, &str); 6] = [
+    (Way::Own, "own"),
+    (Way::Direct, "direct"),
+    (Way::Broadcast, "broadcast"),
+    (Way::Control, "control"),
+    (Way::Canary, "canary"),
+    (Way::CanaryQueue, "canary-queue"),
+];
 
 impl Way {
     fn name(self) -> &'static str {
@@ -99,6 +109,9 @@ pub fn probe(shared: &Shared, incarnation: Incarnation, way: Way, number: u64) -
         Way::Direct => Destination::Nodes(smallvec::smallvec![shared.node.clone()]),
         Way::Broadcast => Destination::Broadcast,
         Way::Control => Destination::Control,
+        Way::Canary | Way::CanaryQueue => {
+            Destination::Queue(shared.topology.canary_queue(&shared.node, incarnation).name)
+        }
     };
     let properties = Properties {
         kind: Some(PROBE_KIND.to_owned()),

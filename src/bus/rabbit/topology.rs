@@ -140,6 +140,19 @@ impl Topology {
         }
     }
 
+    /// Named as boxes are, so that policies for them apply to it ([`super::canary`]).
+    pub fn canary_queue(&self, node: &NodeId, incarnation: Incarnation) -> Queue {
+        Queue {
+            name: format!("{}.box.canary.{}.{incarnation}", self.prefix, encode(node.as_str())),
+            exclusive: true,
+            arguments: vec![
+                ("x-queue-type", Argument::Text("classic".into())),
+                ("x-dead-letter-exchange", Argument::Text(String::new())),
+                ("x-dead-letter-routing-key", Argument::Text(self.control_queue(node, incarnation).name)),
+            ],
+        }
+    }
+
     pub fn node_bindings(&self, node: &NodeId, queue: &Queue) -> Vec<Binding> {
         vec![bind(queue, self.broadcast(), ""), bind(queue, self.direct(), &encode(node.as_str()))]
     }
@@ -203,6 +216,8 @@ impl Topology {
             // One node at a time, so that the order is kept and the next takes over when it dies.
             ("x-single-active-consumer", Argument::Flag(true)),
             ("x-dead-letter-exchange", Argument::Text(self.dead())),
+            // Should a policy limit the queue, its publishers hear of it, and no message is thrown out.
+            ("x-overflow", Argument::Text("reject-publish".into())),
         ];
         if self.quorum {
             ingress.push(("x-delivery-limit", Argument::Number(DELIVERIES_MAX)));

@@ -13,9 +13,10 @@ use std::time::Duration;
 use lapin::protocol::AMQPSoftError;
 use lapin::{Channel, Connection};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, timeout, Instant};
 use tracing::{error, info, warn};
 
+use super::canary::Canary;
 use super::connection::{within, LinkError};
 use super::declare;
 use super::publisher::LaneInbox;
@@ -30,6 +31,9 @@ use crate::ids::Incarnation;
 const ROUND_EVERY: Duration = Duration::from_secs(5);
 /// After damage, so that readiness comes back soon after the repair.
 const ROUND_AFTER_DAMAGE: Duration = Duration::from_secs(1);
+
+/// What cannot be repaired is said again after so long.
+const SAID_AGAIN: Duration = Duration::from_secs(60);
 
 pub struct Verifier<'a> {
     pub shared: &'a Shared,
@@ -48,6 +52,8 @@ impl Verifier<'_> {
         let mut leaving = leave.clone();
         let mut number = 0;
         let mut wait = Duration::ZERO;
+        let (mut known, mut said) = (Vec::new(), Instant::now());
+        let mut canary = Canary::start(self.shared, self.connection, self.incarnation).await;
         loop {
             let bound = !self.node_bindings.is_empty();
             let probed = tokio::select! {
@@ -66,9 +72,24 @@ impl Verifier<'_> {
                 Ok(found) => damage.extend(found),
                 Err(error) => return error,
             }
+            if let Some(canary) = canary.as_mut().filter(|_| self.may_publish()) {
+                let of = self.incarnation;
+                damage.extend(canary.look(self.shared, self.connection, of, &self.urgent, number).await);
+            }
             self.tell(&damage);
-            wait = if damage.is_empty() { ROUND_EVERY } else { ROUND_AFTER_DAMAGE };
+            wait = ROUND_EVERY;
+            if damage != known || !damage.is_empty() && said.elapsed() > SAID_AGAIN {
+                damage.iter().for_each(|damage| error!(damage, "the topology at the broker is damaged"));
+                said = Instant::now();
+                wait = ROUND_AFTER_DAMAGE;
+            }
+            known = damage;
         }
+    }
+
+    /// What is published on a blocked or silent link waits in its window, so that nothing needless is.
+    fn may_publish(&self) -> bool {
+        self.shared.link.borrow().publishing == Publishing::Ready
     }
 
     async fn unbind(&mut self) -> Result<(), LinkError> {
@@ -80,9 +101,6 @@ impl Verifier<'_> {
     }
 
     fn tell(&self, damage: &[String]) {
-        for damage in damage {
-            error!(damage, "the topology at the broker is damaged");
-        }
         let state = if damage.is_empty() { TopologyState::Whole } else { TopologyState::Damaged };
         if damage.is_empty() && self.shared.link.borrow().topology == TopologyState::Damaged {
             info!("the topology at the broker is whole again");
@@ -95,28 +113,33 @@ impl Verifier<'_> {
     async fn probe_after(&self, wait: Duration, number: &mut u64) -> Vec<String> {
         sleep(wait).await;
         *number += 1;
+        if !self.may_publish() {
+            return Vec::new();
+        }
         let number = PROBES_FROM + *number;
-        let (unroutable, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let answers = Arc::<Answers>::default();
         let bound = !self.node_bindings.is_empty();
         for way in [Way::Broadcast, Way::Direct, Way::Control, Way::Own] {
             if !bound && matches!(way, Way::Broadcast | Way::Direct) {
                 continue;
             }
-            let (unroutable, failed, shared) = (unroutable.clone(), failed.clone(), self.shared.clone());
+            let (told, shared) = (answers.clone(), self.shared.clone());
             let answer = Answer::new(Box::new(move |outcome| {
-                match outcome {
+                let flag = match outcome {
                     Outcome::Confirmed => return,
-                    Outcome::Unroutable if way == Way::Direct => unroutable.store(true, Ordering::Relaxed),
-                    _ => failed.store(true, Ordering::Relaxed),
-                }
+                    Outcome::Unroutable if way == Way::Direct => &told.unroutable,
+                    Outcome::Unavailable => &told.failed,
+                    _ => &told.not_sent,
+                };
+                flag.store(true, Ordering::Relaxed);
                 shared.pulse.came.notify_one();
             }));
             self.urgent.offer(probe(self.shared, self.incarnation, way, number), answer);
         }
         let pulse = &self.shared.pulse;
         let came = |way| pulse.arrived(way) >= number;
-        let gone = || unroutable.load(Ordering::Relaxed);
-        let broken = || failed.load(Ordering::Relaxed);
+        let gone = || answers.unroutable.load(Ordering::Relaxed);
+        let broken = || answers.failed.load(Ordering::Relaxed);
         let all = async {
             while !(broken() || came(Way::Own) && (!bound || came(Way::Direct) || gone())) {
                 pulse.came.notified().await;
@@ -125,7 +148,10 @@ impl Verifier<'_> {
         // Those that do not come in time, because many messages wait before them, tell nothing.
         let _ = timeout(PUBLISH_DEADLINE, all).await;
         let topology = &self.shared.topology;
-        if broken() && self.shared.link.borrow().publishing == Publishing::Ready {
+        if answers.not_sent.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        if broken() && self.may_publish() {
             // The channel was closed: an exchange that it named is not there, or was not.
             return vec!["a probe could not be published".to_owned()];
         }
@@ -157,6 +183,16 @@ impl Verifier<'_> {
         }
         Ok(damage)
     }
+}
+
+/// What became of one round's probes.
+#[derive(Debug, Default)]
+struct Answers {
+    /// The direct one came back as such.
+    unroutable: AtomicBool,
+    failed: AtomicBool,
+    /// The window was full: that a probe did not arrive means nothing.
+    not_sent: AtomicBool,
 }
 
 async fn asked(leave: &mut watch::Receiver<bool>) {
