@@ -11,6 +11,7 @@ use warren::bus::rabbit;
 use warren::cli::{config_text, Cli, Command};
 use warren::config::{raise_thread_stack, Config, LogFormat};
 use warren::lifecycle::Phase;
+use warren::migrate;
 use warren::node::Node;
 
 const WRONG_USE: u8 = 64;
@@ -44,7 +45,24 @@ fn main() -> ExitCode {
             }
             Err(error) => fail(WRONG_USE, &error),
         },
+        Command::MigrateMailboxes => migrate_mailboxes(&config),
         Command::Serve | Command::Config => serve(config),
+    }
+}
+
+/// Moves the mailboxes of version 1 whose names stand on the standard input.
+fn migrate_mailboxes(config: &Config) -> ExitCode {
+    let names: Vec<String> = std::io::stdin().lines().map_while(Result::ok).collect();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(CANNOT_START, &error),
+    };
+    match runtime.block_on(migrate::mailboxes(config, &names)) {
+        Ok(summary) => {
+            println!("{summary}");
+            if summary.is_complete() { ExitCode::SUCCESS } else { ExitCode::from(CANNOT_START) }
+        }
+        Err(error) => fail(CANNOT_START, &error),
     }
 }
 

@@ -19,5 +19,7 @@ mod boxes;
 mod contract;
 mod lapin_defects;
 mod memory_faults;
+mod migration;
 mod reconnect;
+mod replies;
 mod topology;

@@ -42,7 +42,8 @@ use consuming::InboxSenders;
 use publisher::{Closures, LaneInbox};
 use publishing::{Port, Role};
 
-pub use connection::check_url;
+pub use boxes::{Migrated, Read};
+pub use connection::{check_url, LinkError};
 pub use definitions::definitions;
 pub use topology::Topology;
 
@@ -161,6 +162,11 @@ impl RabbitBus {
         let boxes = Boxes::start(&shared, lanes[DEPOSIT_LANE].clone(), &mut tasks);
         let bus = Self { link, leave, stop_ingress, lanes, replies, account, boxes, tasks: Mutex::new(tasks) };
         (Arc::new(bus), Inboxes { node, control, ingress: ingress_inbox })
+    }
+
+    /// Moves the mail of version 1 out of the mailbox of one user into a box.
+    pub async fn migrate(&self, queue: &str, read: Read<'_>) -> Result<Migrated, LinkError> {
+        self.boxes.migrate(queue, read).await
     }
 
     fn offer(&self, publish: Publish, answer: Answer) {

@@ -1,15 +1,12 @@
-//! What mailboxes cost a broker: makes many, one message each, opens them all, and prints a table.
+//! What mail in boxes costs a broker: stores one message for each of many users, reads all boxes, and prints a table.
 //!
 //! The broker should be private, since its memory is what is measured; its management plugin must be on:
 //!
 //! ```text
 //! tests/support/broker.sh /tmp/broker 25672 15672 25673 4370 &
-//! RUST_MIN_STACK=67108864 cargo run --release --example mailbox_cost -- \
-//!     amqp://guest:guest@127.0.0.1:25672 http://guest:guest@127.0.0.1:15672 10000
+//! RUST_MIN_STACK=67108864 cargo run --release --example box_cost -- \
+//!     amqp://guest:guest@127.0.0.1:25672 http://guest:guest@127.0.0.1:15672 200000
 //! ```
-//!
-//! Ten thousand take more than the gigabyte at which that broker stops taking messages:
-//! `tests/support/broker.sh … ctl set_vm_memory_high_watermark absolute 3GB` first.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
@@ -19,12 +16,12 @@ use bytes::Bytes;
 use futures_util::{stream, StreamExt};
 use tokio::sync::oneshot;
 use warren::bus::rabbit::{RabbitBus, RabbitSettings};
-use warren::bus::{Bus, Ending, Opened, Outcome, Properties};
-use warren::ids::{NodeId, UserId};
+use warren::bus::{Attach, BoxEvent, BoxNumber, Bus, Outcome, Properties};
+use warren::ids::{NodeId, UserId, UserKey};
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
-const BODY: &[u8] = &[b'x'; 256];
+const BODY: &[u8] = &[b'x'; 300];
 
 /// The statistics of the broker follow what happens by this much.
 const STATISTICS_LAG: Duration = Duration::from_secs(8);
@@ -58,49 +55,61 @@ impl Run {
     }
 }
 
-async fn deposit(bus: &Arc<dyn Bus>, user: &UserId) -> Outcome {
+async fn deposit(bus: &Arc<dyn Bus>, to: BoxNumber) -> Outcome {
     let (tell, told) = oneshot::channel();
     let done = Box::new(move |outcome| {
         let _ = tell.send(outcome);
     });
-    bus.deposit(user, Properties::default(), Bytes::from_static(BODY), done);
+    bus.deposit(to, Properties::default(), Bytes::from_static(BODY), done);
     told.await.unwrap_or(Outcome::Unavailable)
 }
 
-/// How many messages were in the mailbox; `None` if it could not be emptied.
-async fn empty(bus: &Arc<dyn Bus>, user: &UserId) -> Option<usize> {
-    let Ok(Opened::Mail(mut mailbox)) = bus.open_mailbox(user).await else { return None };
+/// Reads a box to its end, gives everything back or acknowledges it, and tells how much there was.
+async fn read(bus: &Arc<dyn Bus>, number: BoxNumber, take: bool) -> Result<usize, AnyError> {
+    let Attach::Reading(mut reader) = bus.attach_box(number, vec![UserKey(1)]).await? else {
+        return Ok(0);
+    };
     let mut count = 0;
-    while let Some(delivery) = mailbox.mail.recv().await {
-        delivery.ack.ack();
-        count += 1;
+    while let Some(event) = reader.events.recv().await {
+        match event {
+            BoxEvent::Mail(mail) => {
+                count += 1;
+                if take {
+                    mail.ack.ack();
+                }
+            }
+            BoxEvent::RoundEnd { .. } => break,
+        }
     }
-    (mailbox.ending() == Ending::Emptied).then_some(count)
+    reader.close_cleanly().await;
+    Ok(count)
 }
 
 #[tokio::main]
 async fn main() -> Result<(), AnyError> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [amqp, management, rest @ ..] = arguments.as_slice() else {
-        return Err("usage: mailbox_cost AMQP_URL MANAGEMENT_URL [MAILBOXES] [AT_A_TIME]".into());
+        return Err("usage: box_cost AMQP_URL MANAGEMENT_URL [USERS] [AT_A_TIME]".into());
     };
-    let count: usize = rest.first().map_or(Ok(10_000), |text| text.parse())?;
-    let at_a_time: usize = rest.get(1).map_or(Ok(64), |text| text.parse())?;
+    let count: usize = rest.first().map_or(Ok(200_000), |text| text.parse())?;
+    let at_a_time: usize = rest.get(1).map_or(Ok(1_000), |text| text.parse())?;
     let (bus, _inboxes) = RabbitBus::start(RabbitSettings::new(vec![amqp.clone()]), NodeId::new("cost")?);
     let bus: Arc<dyn Bus> = bus;
     bus.link().wait_for(|link| link.ready()).await?;
-    let users = (0..count).map(|n| UserId::new(&format!("user-{n}"))).collect::<Result<Vec<_>, _>>()?;
+    let boxes = bus.boxes().boxes;
     let mut run = Run { bus, management: management.clone(), http: reqwest::Client::new(), last: 0 };
 
-    println!("{count} mailboxes, {at_a_time} at a time, {} bytes each message", BODY.len());
+    println!("{count} users in {boxes} boxes, {at_a_time} deposits at a time, {} bytes each", BODY.len());
     println!("| step | s | 1/s | broker MiB | KiB each |\n|---|---|---|---|---|");
     run.row("before", count, None).await?;
-    for step in ["make, deposit one", "deposit one more"] {
+    for (step, first, last) in [("make the boxes: one deposit each", 0, boxes.get() as usize), ("one deposit for each user", 0, count)] {
         let (started, again) = (Instant::now(), AtomicUsize::new(0));
-        let work = stream::iter(&users).for_each_concurrent(at_a_time, |user| {
+        let work = stream::iter(first..last).for_each_concurrent(at_a_time, |n| {
             let (bus, again) = (&run.bus, &again);
+            let user = UserId::new(&format!("user-{n}")).map(|user| UserKey::of(&user)).unwrap_or(UserKey(0));
+            let to = if last == count { BoxNumber::of(user, boxes) } else { BoxNumber(n as u32) };
             async move {
-                while deposit(bus, user).await != Outcome::Confirmed {
+                while deposit(bus, to).await != Outcome::Confirmed {
                     again.fetch_add(1, Ordering::Relaxed);
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -108,38 +117,23 @@ async fn main() -> Result<(), AnyError> {
         });
         work.await;
         let took = started.elapsed();
-        run.row(&format!("{step} ({} tried again)", again.load(Ordering::Relaxed)), count, Some(took))
-            .await?;
+        let tried = again.load(Ordering::Relaxed);
+        run.row(&format!("{step} ({tried} tried again)"), last - first, Some(took)).await?;
     }
-    let started = Instant::now();
-    let letters = AtomicUsize::new(0);
-    let work = stream::iter(&users).for_each_concurrent(at_a_time, |user| {
-        let (bus, letters) = (&run.bus, &letters);
-        async move {
-            loop {
-                if let Some(count) = empty(bus, user).await {
-                    letters.fetch_add(count, Ordering::Relaxed);
-                    return;
-                }
-                tokio::time::sleep(PAUSE).await;
-            }
+    for (step, take) in [("read each box and give all back", false), ("read each box and take all", true)] {
+        let started = Instant::now();
+        let mut mails = 0;
+        for number in 0..boxes.get() {
+            mails += read(&run.bus, BoxNumber(number), take).await?;
         }
-    });
-    work.await;
-    let took = started.elapsed();
-    // A deposit that was tried again may be there twice.
-    if letters.load(Ordering::Relaxed) < 2 * count {
-        return Err(format!("{letters:?} messages instead of {}", 2 * count).into());
-    }
-    run.row("open, empty, remove", count, Some(took)).await?;
-    let started = Instant::now();
-    for user in &users {
-        if !matches!(run.bus.open_mailbox(user).await, Ok(Opened::Empty)) {
-            return Err("a mailbox that must not be".into());
+        let took = started.elapsed();
+        let each = took.as_secs_f64() * 1_000.0 / f64::from(boxes.get());
+        println!("{mails} mails: {each:.2} ms for each box");
+        if mails < count {
+            return Err(format!("{mails} messages of {count}").into());
         }
+        run.row(step, boxes.get() as usize, Some(took)).await?;
     }
-    let took = started.elapsed();
-    run.row("open one by one, nothing there", count, Some(took)).await?;
     run.bus.close();
     Ok(())
 }
