@@ -89,14 +89,15 @@ fn permissions(topology: &Topology) -> Value {
         { "user": "admin", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*" },
         {
             "user": "gateway", "vhost": "/",
-            // Its own queues only; exchanges and durable queues are made by this file.
-            "configure": format!("^{prefix}\\.(node|control|box)\\..+$"),
+            // Its own queues only; exchanges and durable queues are made by this file. `mailbox` is for
+            // `warren migrate-mailboxes`.
+            "configure": format!("^{prefix}\\.(node|control|box|mailbox)\\..+$"),
             // `amq.default` reaches queues by their names: reply queues and boxes.
             "write": format!(
-                "^({prefix}\\.(broadcast|direct|control|ingress|dead)|{prefix}\\.(node|control|box)\\..+|amq\\.default)$"
+                "^({prefix}\\.(broadcast|direct|control|ingress|dead)|{prefix}\\.(node|control|box|mailbox)\\..+|amq\\.default)$"
             ),
             "read": format!(
-                "^({prefix}\\.(broadcast|direct|control|ingress)|{prefix}\\.(node|control|box)\\..+)$"
+                "^({prefix}\\.(broadcast|direct|control|ingress)|{prefix}\\.(node|control|box|mailbox)\\..+)$"
             ),
         },
         {

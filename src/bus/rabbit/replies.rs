@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{interval, Instant, MissedTickBehavior};
 use tracing::warn;
 
+use super::convert::DIRECT_REPLY;
 use super::publisher::{units, Closures, LaneInbox, WINDOW_UNITS};
 use crate::bus::answer::Answer;
 use crate::bus::{Destination, Outcome, Publish, PUBLISH_DEADLINE};
@@ -69,6 +70,7 @@ pub fn start(lane: LaneInbox, closures: Closures) -> (Inbox, impl Future<Output 
         in_flight: HashMap::new(),
         suspects: BTreeMap::new(),
         alone: None,
+        given_up: None,
         paused: false,
         bad: VecDeque::new(),
     };
@@ -106,6 +108,9 @@ struct Sorter {
     suspects: BTreeMap<u64, Reply>,
     /// The suspect in flight, and how often the broker had closed before it was sent.
     alone: Option<(u64, u64)>,
+    /// How often the broker had closed when a publish was given up on that may still be under way. Until it closes
+    /// again, that one may be the reason as well.
+    given_up: Option<u64>,
     /// Until the next tick: there is no link.
     paused: bool,
     bad: VecDeque<String>,
@@ -153,12 +158,15 @@ impl Sorter {
         if outcome != Outcome::Unavailable {
             return reply.answer.give(outcome);
         }
-        if alone.is_some_and(|(_, closures)| closures != self.closures.count()) {
+        let closures = self.closures.count();
+        if alone.is_some_and(|(_, before)| before != closures && self.given_up != Some(before)) {
             return self.refuse(reply);
         }
         // No link: to be tried again in a while.
         self.paused |= alone.is_some();
-        if !reply.is_due(now) {
+        if reply.is_due(now) {
+            self.given_up = Some(closures);
+        } else {
             self.suspects.insert(number, reply);
         }
     }
@@ -166,6 +174,10 @@ impl Sorter {
     fn refuse(&mut self, reply: Reply) {
         warn!(to = ?reply.publish.to, "the broker closes over what is published to this name");
         if let Destination::Queue(name) = &reply.publish.to {
+            // No other name makes a broker close; should one be blamed, it is not to be refused for ever.
+            if !name.starts_with(DIRECT_REPLY) {
+                return reply.answer.give(Outcome::Refused);
+            }
             self.bad.push_back(name.clone());
             if self.bad.len() > BAD_NAMES_MAX {
                 self.bad.pop_front();
