@@ -71,6 +71,7 @@ pub fn start(lane: LaneInbox, closures: Closures) -> (Inbox, impl Future<Output 
         suspects: BTreeMap::new(),
         alone: None,
         given_up: None,
+        suspect_next: false,
         paused: false,
         bad: VecDeque::new(),
     };
@@ -96,6 +97,10 @@ async fn run(mut sorter: Sorter, mut inbox: mpsc::Receiver<Reply>, mut answers: 
     }
 }
 
+fn is_direct(publish: &Publish) -> bool {
+    matches!(&publish.to, Destination::Queue(name) if name.starts_with(DIRECT_REPLY))
+}
+
 struct Sorter {
     lane: LaneInbox,
     closures: Closures,
@@ -104,13 +109,14 @@ struct Sorter {
     /// Not sent yet.
     fresh: BTreeMap<u64, Reply>,
     in_flight: HashMap<u64, Reply>,
-    /// Were in flight when the channel failed.
+    /// Direct replies that were in flight when the channel failed: no other name makes a broker close.
     suspects: BTreeMap<u64, Reply>,
     /// The suspect in flight, and how often the broker had closed before it was sent.
     alone: Option<(u64, u64)>,
     /// How often the broker had closed when a publish was given up on that may still be under way. Until it closes
     /// again, that one may be the reason as well.
     given_up: Option<u64>,
+    suspect_next: bool,
     /// Until the next tick: there is no link.
     paused: bool,
     bad: VecDeque<String>,
@@ -130,14 +136,32 @@ impl Sorter {
             return;
         }
         if self.suspects.is_empty() {
-            for (number, reply) in std::mem::take(&mut self.fresh) {
-                self.send(number, reply);
-            }
-        } else if self.in_flight.is_empty() {
+            return self.send_direct_too();
+        }
+        if !self.in_flight.is_empty() {
+            return;
+        }
+        // By turns, so that neither waits for ever: what cannot be to blame all together, and one suspect alone.
+        self.suspect_next = !self.suspect_next;
+        let innocent = |reply: &Reply| !is_direct(&reply.publish);
+        if self.suspect_next || !self.fresh.values().any(innocent) {
             if let Some((number, reply)) = self.suspects.pop_first() {
                 self.alone = Some((number, self.closures.count()));
                 self.send(number, reply);
             }
+            return;
+        }
+        let (innocent, rest) = std::mem::take(&mut self.fresh).into_iter().partition(|(_, reply)| innocent(reply));
+        let innocent: BTreeMap<u64, Reply> = innocent;
+        self.fresh = rest;
+        for (number, reply) in innocent {
+            self.send(number, reply);
+        }
+    }
+
+    fn send_direct_too(&mut self) {
+        for (number, reply) in std::mem::take(&mut self.fresh) {
+            self.send(number, reply);
         }
     }
 
@@ -162,12 +186,14 @@ impl Sorter {
         if alone.is_some_and(|(_, before)| before != closures && self.given_up != Some(before)) {
             return self.refuse(reply);
         }
-        // No link: to be tried again in a while.
-        self.paused |= alone.is_some();
+        // There is no link at this moment.
+        self.paused = true;
         if reply.is_due(now) {
             self.given_up = Some(closures);
-        } else {
+        } else if is_direct(&reply.publish) {
             self.suspects.insert(number, reply);
+        } else {
+            self.fresh.insert(number, reply);
         }
     }
 
