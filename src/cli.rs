@@ -24,6 +24,8 @@ pub enum Command {
     Token(TokenArgs),
     /// Print the table of all variables with their defaults and ranges
     Config,
+    /// Move the mail of version 1 into boxes: `rabbitmqctl -q list_queues name | warren migrate-mailboxes`
+    MigrateMailboxes,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -90,6 +92,7 @@ mod tests {
         assert_eq!(parse("warren"), Some(Command::Serve));
         assert_eq!(parse("warren serve"), Some(Command::Serve));
         assert_eq!(parse("warren config"), Some(Command::Config));
+        assert_eq!(parse("warren migrate-mailboxes"), Some(Command::MigrateMailboxes));
         assert_eq!(parse("warren run"), None);
     }
 

@@ -35,4 +35,5 @@ pub mod ingress;
 pub mod session;
 // the program
 pub mod cli;
+pub mod migrate;
 pub mod node;

@@ -16,6 +16,7 @@ use warren::bus::rabbit;
 use warren::cli::{config_text, Cli, Command};
 use warren::config::{Config, LogFormat};
 use warren::http::listener::raise_file_limit;
+use warren::migrate;
 use warren::node::Node;
 use warren::output::Output;
 
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
             Ok(token) => show(&format!("{token}\n")),
             Err(error) => fail(WRONG_USE, &error),
         },
+        Command::MigrateMailboxes => migrate_mailboxes(&config),
         Command::Serve | Command::Config => serve(config),
     }
 }
@@ -59,6 +61,22 @@ fn main() -> ExitCode {
 fn show(text: &str) -> ExitCode {
     let _ = std::io::stdout().write_all(text.as_bytes());
     ExitCode::SUCCESS
+}
+
+/// Moves the mailboxes of version 1 whose names stand on the standard input.
+fn migrate_mailboxes(config: &Config) -> ExitCode {
+    let names: Vec<String> = std::io::stdin().lines().map_while(Result::ok).collect();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(CANNOT_START, &error),
+    };
+    match runtime.block_on(migrate::mailboxes(config, &names)) {
+        Ok(summary) => {
+            let shown = show(&format!("{summary}\n"));
+            if summary.is_complete() { shown } else { ExitCode::from(CANNOT_START) }
+        }
+        Err(error) => fail(CANNOT_START, &error),
+    }
 }
 
 fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {

@@ -139,14 +139,13 @@ impl BoxReader {
     pub async fn close_leaving_marker(self) {
         let Self { mut events, requests } = self;
         drop(requests);
-        events.close();
         while events.recv().await.is_some() {}
     }
 
     /// Ends the reading and waits until the broker has taken back what was not acknowledged.
     pub async fn close_cleanly(mut self) {
         if self.requests.send(BoxRequest::CloseCleanly).await.is_ok() {
-            self.events.close();
+            // Not closed from here: a closed channel ends before its sender has.
             while self.events.recv().await.is_some() {}
         }
     }

@@ -165,3 +165,76 @@ impl Rounds {
         self.own.take().map(|(_, tag)| tag)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rounds() -> Rounds {
+        Rounds::new("a".into(), 1, 7)
+    }
+
+    fn foreign(users: &[u64]) -> Marker {
+        Marker {
+            node: "b".into(),
+            life: 2,
+            reading: 8,
+            round: 1,
+            users: users.iter().copied().map(UserKey).collect(),
+        }
+    }
+
+    #[test]
+    fn a_marker_survives_the_way_and_cannot_be_forged() {
+        let marker = foreign(&[1, u64::MAX]);
+        let mut properties = Marker::properties(Duration::from_secs(1));
+        assert_eq!(Marker::read(&properties, &marker.body(), None), Some(marker.clone()));
+        assert_eq!(Marker::read(&properties, &marker.body(), Some("gateway")), None);
+        properties.user_id = Some("gateway".into());
+        assert_eq!(Marker::read(&properties, &marker.body(), Some("gateway")), Some(marker.clone()));
+        assert_eq!(Marker::read(&properties, b"{}", None), None);
+        assert_eq!(Marker::read(&Properties::default(), &marker.body(), None), None);
+    }
+
+    #[test]
+    fn a_round_ends_with_its_own_marker_and_names_those_that_were_left() {
+        let mut rounds = rounds();
+        let first = rounds.begin(vec![]);
+        assert_eq!((rounds.mail(1), rounds.mail(2)), (1, 2));
+        assert_eq!(rounds.marker(3, foreign(&[5])), Found::default());
+        assert_eq!(rounds.mail(4), 3);
+        assert!(!rounds.is_back());
+        let left = Abandoned { behind: 2, users: vec![UserKey(5)] };
+        let found = rounds.marker(5, first.clone());
+        assert_eq!(found, Found { acks: vec![], round_end: Some(vec![left.clone()]) });
+        // A repeat of its own, and a marker behind it, say nothing.
+        assert_eq!(rounds.marker(6, first), Found { acks: vec![6], round_end: None });
+        assert_eq!(rounds.marker(7, foreign(&[6])), Found { acks: vec![7], round_end: None });
+        let second = rounds.begin(vec![]);
+        assert!(!rounds.is_back());
+        assert_eq!(rounds.marker(8, second), Found { acks: vec![5], round_end: Some(vec![left]) });
+        assert_eq!(rounds.close_cleanly(), Some(8));
+    }
+
+    #[test]
+    fn only_the_newest_round_ends() {
+        let mut rounds = rounds();
+        let (first, second) = (rounds.begin(vec![]), rounds.begin(vec![]));
+        assert_eq!(rounds.marker(1, first), Found::default());
+        assert!(!rounds.is_back());
+        assert_eq!(rounds.marker(2, second), Found { acks: vec![1], round_end: Some(vec![]) });
+    }
+
+    #[test]
+    fn a_marker_without_mail_before_it_goes() {
+        let mut rounds = rounds();
+        assert_eq!(rounds.marker(1, foreign(&[5])), Found { acks: vec![1], round_end: None });
+        rounds.mail(2);
+        rounds.mail(3);
+        rounds.marker(4, foreign(&[5]));
+        rounds.mail(5);
+        assert_eq!(rounds.settled([3, 5].into_iter()), [0; 0]);
+        assert_eq!(rounds.settled([2].into_iter()), [4]);
+        assert_eq!(rounds.settled([].into_iter()), [0; 0], "once");
+    }
+}

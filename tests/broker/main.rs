@@ -20,6 +20,8 @@ mod contract;
 mod healing;
 mod lapin_defects;
 mod memory_faults;
+mod migration;
 mod reconnect;
+mod replies;
 mod topology;
 mod unreadable;

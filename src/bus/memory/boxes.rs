@@ -86,7 +86,8 @@ impl Boxes {
 
     fn put(&self, stored: &mut Stored, properties: Properties, body: Bytes) -> Outcome {
         let now = Instant::now();
-        if stored.bytes + body.len() > BOX_BYTES_MAX {
+        // A full box can still be read.
+        if stored.bytes + body.len() > BOX_BYTES_MAX && !is_marker(&properties) {
             stored.forget_expired(now);
             if stored.bytes + body.len() > BOX_BYTES_MAX {
                 return Outcome::Refused;

@@ -55,7 +55,7 @@ pub fn outgoing(
         Destination::Nodes(nodes) => (topology.direct(), encode(nodes.first().ok_or(Unfit)?.as_str()), true),
         Destination::Ingress(key) => (topology.ingress(), key.clone(), true),
         Destination::Dead => (topology.dead(), String::new(), true),
-        Destination::Queue(name) if topology.is_reserved(name) => return Err(Unfit),
+        Destination::Queue(name) if topology.is_reserved(name) || !is_sound(name) => return Err(Unfit),
         // The broker hands it over and yet calls it unroutable.
         Destination::Queue(name) => (String::new(), name.clone(), !name.starts_with(DIRECT_REPLY)),
         Destination::Box(number) => (String::new(), topology.box_name(*number), true),
@@ -86,6 +86,17 @@ pub fn outgoing(
         routing_key: ShortString::try_new(key)?,
         mandatory,
         properties: properties_out(publish, headers, topology.account())?,
+    })
+}
+
+/// RabbitMQ closes the whole connection (541) over a direct reply-to that it cannot decode. A real one is a process id in
+/// base64, of some 40 characters, a dot and a key; what looks like one may still be none.
+fn is_sound(queue: &str) -> bool {
+    const ID_BYTES_MIN: usize = 16;
+    let Some(rest) = queue.strip_prefix(DIRECT_REPLY) else { return true };
+    let base64 = |byte: u8| byte.is_ascii_alphanumeric() || b"+/=-_".contains(&byte);
+    rest.split_once('.').is_some_and(|(id, key)| {
+        id.len() >= ID_BYTES_MIN && id.bytes().all(base64) && !key.is_empty() && !key.contains('.')
     })
 }
 
@@ -260,6 +271,21 @@ mod tests {
         assert_eq!(others.as_slice().len(), 2);
         assert_eq!(sequence(&out.properties), Some(7));
         assert_eq!(*out.properties.delivery_mode(), Some(1));
+    }
+
+    #[test]
+    fn a_direct_reply_that_cannot_be_one_is_not_sent() {
+        for (rest, sound) in [
+            ("g1hkAA1yZXBseUBsb2NhbGhvc3Q=.key==", true),
+            ("x.y", false),
+            ("", false),
+            ("g1hkAA1yZXBseUBsb2NhbGhvc3Q=", false),
+            ("g1hkAA1yZXBseUBsb2NhbGhvc3Q=.", false),
+            ("g1hkAA1yZXBseUBs b2NhbGhvc3Q=.key", false),
+        ] {
+            assert_eq!(is_sound(&format!("{DIRECT_REPLY}{rest}")), sound, "{rest}");
+        }
+        assert!(is_sound("replies"));
     }
 
     #[test]

@@ -51,6 +51,8 @@ use publisher::{Closures, LaneInbox};
 use publishing::{Port, Role};
 use pulse::Pulse;
 
+pub use boxes::{Migrated, Read};
+pub use connection::LinkError;
 pub use definitions::definitions;
 pub use topology::Topology;
 pub use url::{check_together, AmqpUrl};
@@ -178,6 +180,11 @@ impl RabbitBus {
         let boxes = Boxes::start(&shared, lanes[DEPOSIT_LANE].clone(), &mut tasks);
         let bus = Self { link, leave, stop_ingress, lanes, replies, account, boxes, tasks: Mutex::new(tasks) };
         (Arc::new(bus), Inboxes { node, control, ingress: ingress_inbox })
+    }
+
+    /// Moves the mail of version 1 out of the mailbox of one user into a box.
+    pub async fn migrate(&self, queue: &str, read: Read<'_>) -> Result<Migrated, LinkError> {
+        self.boxes.migrate(queue, read).await
     }
 
     fn offer(&self, publish: Publish, answer: Answer) {

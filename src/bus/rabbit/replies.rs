@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{interval, Instant, MissedTickBehavior};
 use tracing::warn;
 
+use super::convert::DIRECT_REPLY;
 use super::publisher::{units, Closures, LaneInbox, WINDOW_UNITS};
 use crate::bus::answer::Answer;
 use crate::bus::{Destination, Outcome, Publish, PUBLISH_DEADLINE};
@@ -69,6 +70,8 @@ pub fn start(lane: LaneInbox, closures: Closures) -> (Inbox, impl Future<Output 
         in_flight: HashMap::new(),
         suspects: BTreeMap::new(),
         alone: None,
+        given_up: None,
+        suspect_next: false,
         paused: false,
         bad: VecDeque::new(),
     };
@@ -94,6 +97,10 @@ async fn run(mut sorter: Sorter, mut inbox: mpsc::Receiver<Reply>, mut answers: 
     }
 }
 
+fn is_direct(publish: &Publish) -> bool {
+    matches!(&publish.to, Destination::Queue(name) if name.starts_with(DIRECT_REPLY))
+}
+
 struct Sorter {
     lane: LaneInbox,
     closures: Closures,
@@ -102,10 +109,14 @@ struct Sorter {
     /// Not sent yet.
     fresh: BTreeMap<u64, Reply>,
     in_flight: HashMap<u64, Reply>,
-    /// Were in flight when the channel failed.
+    /// Direct replies that were in flight when the channel failed: no other name makes a broker close.
     suspects: BTreeMap<u64, Reply>,
     /// The suspect in flight, and how often the broker had closed before it was sent.
     alone: Option<(u64, u64)>,
+    /// How often the broker had closed when a publish was given up on that may still be under way. Until it closes
+    /// again, that one may be the reason as well.
+    given_up: Option<u64>,
+    suspect_next: bool,
     /// Until the next tick: there is no link.
     paused: bool,
     bad: VecDeque<String>,
@@ -125,14 +136,32 @@ impl Sorter {
             return;
         }
         if self.suspects.is_empty() {
-            for (number, reply) in std::mem::take(&mut self.fresh) {
-                self.send(number, reply);
-            }
-        } else if self.in_flight.is_empty() {
+            return self.send_direct_too();
+        }
+        if !self.in_flight.is_empty() {
+            return;
+        }
+        // By turns, so that neither waits for ever: what cannot be to blame all together, and one suspect alone.
+        self.suspect_next = !self.suspect_next;
+        let innocent = |reply: &Reply| !is_direct(&reply.publish);
+        if self.suspect_next || !self.fresh.values().any(innocent) {
             if let Some((number, reply)) = self.suspects.pop_first() {
                 self.alone = Some((number, self.closures.count()));
                 self.send(number, reply);
             }
+            return;
+        }
+        let (innocent, rest) = std::mem::take(&mut self.fresh).into_iter().partition(|(_, reply)| innocent(reply));
+        let innocent: BTreeMap<u64, Reply> = innocent;
+        self.fresh = rest;
+        for (number, reply) in innocent {
+            self.send(number, reply);
+        }
+    }
+
+    fn send_direct_too(&mut self) {
+        for (number, reply) in std::mem::take(&mut self.fresh) {
+            self.send(number, reply);
         }
     }
 
@@ -153,19 +182,28 @@ impl Sorter {
         if outcome != Outcome::Unavailable {
             return reply.answer.give(outcome);
         }
-        if alone.is_some_and(|(_, closures)| closures != self.closures.count()) {
+        let closures = self.closures.count();
+        if alone.is_some_and(|(_, before)| before != closures && self.given_up != Some(before)) {
             return self.refuse(reply);
         }
-        // No link: to be tried again in a while.
-        self.paused |= alone.is_some();
-        if !reply.is_due(now) {
+        // There is no link at this moment.
+        self.paused = true;
+        if reply.is_due(now) {
+            self.given_up = Some(closures);
+        } else if is_direct(&reply.publish) {
             self.suspects.insert(number, reply);
+        } else {
+            self.fresh.insert(number, reply);
         }
     }
 
     fn refuse(&mut self, reply: Reply) {
         warn!(to = ?reply.publish.to, "the broker closes over what is published to this name");
         if let Destination::Queue(name) = &reply.publish.to {
+            // No other name makes a broker close; should one be blamed, it is not to be refused for ever.
+            if !name.starts_with(DIRECT_REPLY) {
+                return reply.answer.give(Outcome::Refused);
+            }
             self.bad.push_back(name.clone());
             if self.bad.len() > BAD_NAMES_MAX {
                 self.bad.pop_front();

@@ -3,6 +3,7 @@
 mod admin;
 mod deposits;
 mod line;
+mod migrate;
 mod reader;
 mod version;
 
@@ -22,6 +23,7 @@ use crate::bus::marker::Rounds;
 use crate::bus::{Attach, BoxError, BoxNumber, BoxSettings, Link, Outcome, Properties, Publishing};
 use crate::ids::{Life, NodeId, UserKey};
 use admin::Admin;
+pub use migrate::{Migrated, Read};
 use reader::{Consuming, Terms};
 use version::Version;
 

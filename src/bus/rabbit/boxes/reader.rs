@@ -61,16 +61,16 @@ impl Drop for Source {
 }
 
 impl Source {
-    async fn close(mut self) {
+    pub async fn close(mut self) {
         let _ = timeout(CLOSE_MAX, self.channel.close(200, "done".into())).await;
         drop(self.consumer.take());
     }
 
-    async fn next(&mut self) -> Option<Result<LapinDelivery, LinkError>> {
+    pub async fn next(&mut self) -> Option<Result<LapinDelivery, LinkError>> {
         Some(self.consumer.as_mut()?.next().await?.map_err(LinkError::from))
     }
 
-    async fn ack(&self, tags: &[u64]) -> Result<(), LinkError> {
+    pub async fn ack(&self, tags: &[u64]) -> Result<(), LinkError> {
         let options = BasicAckOptions { multiple: false };
         for tags in tags.chunks(ACKS) {
             for written in join_all(tags.iter().map(|tag| self.channel.basic_ack(*tag, options))).await {
