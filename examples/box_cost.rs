@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{stream, StreamExt};
 use tokio::sync::oneshot;
-use warren::bus::rabbit::{RabbitBus, RabbitSettings};
+use warren::bus::rabbit::{AmqpUrl, RabbitBus, RabbitSettings};
 use warren::bus::{Attach, BoxEvent, BoxNumber, Bus, Outcome, Properties};
 use warren::ids::{NodeId, UserId, UserKey};
 
@@ -93,7 +93,7 @@ async fn main() -> Result<(), AnyError> {
     };
     let count: usize = rest.first().map_or(Ok(200_000), |text| text.parse())?;
     let at_a_time: usize = rest.get(1).map_or(Ok(1_000), |text| text.parse())?;
-    let (bus, _inboxes) = RabbitBus::start(RabbitSettings::new(vec![amqp.clone()]), NodeId::new("cost")?);
+    let (bus, _inboxes) = RabbitBus::start(RabbitSettings::new(vec![AmqpUrl::parse(&amqp)?]), NodeId::new("cost")?);
     let bus: Arc<dyn Bus> = bus;
     bus.link().wait_for(|link| link.ready()).await?;
     let boxes = bus.boxes().boxes;

@@ -57,7 +57,7 @@ pub async fn mailboxes(config: &Config, names: &[String]) -> Result<Summary, Mig
         return Err(MigrateError::Standalone);
     }
     let boxes = BoxSettings { boxes: config.boxes, ttl: config.mailbox_ttl };
-    let urls = config.amqp_urls.iter().map(|url| url.expose().to_owned()).collect();
+    let urls = config.amqp_urls.clone();
     let prefix = config.prefix.as_str().to_owned();
     let settings = RabbitSettings { prefix, boxes, ..RabbitSettings::new(urls) };
     move_all(settings, config.node_id.clone(), names).await
