@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::time::timeout;
-use warren::bus::rabbit::{RabbitBus, RabbitSettings};
+use warren::bus::rabbit::{AmqpUrl, RabbitBus, RabbitSettings};
 use warren::bus::{Attach, BoxEvent, BoxNumber, BoxSettings, Bus, Inboxes, Outcome};
 
 use crate::box_contract::{
@@ -19,7 +19,7 @@ use crate::relay::Relay;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn bus_with(url: &str, name: &str, boxes: BoxSettings) -> (Arc<dyn Bus>, Inboxes) {
-    let settings = RabbitSettings { boxes, ..RabbitSettings::new(vec![url.to_owned()]) };
+    let settings = RabbitSettings { boxes, ..RabbitSettings::new(vec![AmqpUrl::parse(url).unwrap()]) };
     let (bus, inboxes) = RabbitBus::start(settings, node(name));
     (bus, inboxes)
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use warren::bus::memory::MemoryBroker;
-use warren::bus::rabbit::{RabbitBus, RabbitSettings};
+use warren::bus::rabbit::{AmqpUrl, RabbitBus, RabbitSettings};
 use warren::bus::{BoxSettings, Bus, Inboxes};
 use warren::ids::NodeId;
 
@@ -61,7 +61,7 @@ contract! {
 
 async fn with_boxes(boxes: BoxSettings) -> (broker::Vhost, impl Fn(&NodeId) -> (Arc<dyn Bus>, Inboxes)) {
     let vhost = broker::vhost().await;
-    let settings = RabbitSettings { boxes, ..RabbitSettings::new(vec![vhost.url()]) };
+    let settings = RabbitSettings { boxes, ..RabbitSettings::new(vec![AmqpUrl::parse(&vhost.url()).unwrap()]) };
     (vhost, move |node: &NodeId| start(settings.clone(), node))
 }
 

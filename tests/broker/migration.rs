@@ -3,7 +3,7 @@
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection, ConnectionProperties};
-use warren::bus::rabbit::{RabbitBus, RabbitSettings};
+use warren::bus::rabbit::{AmqpUrl, RabbitBus, RabbitSettings};
 use warren::bus::{BoxNumber, Bus};
 use warren::ids::{UserId, UserKey};
 use warren::migrate;
@@ -45,7 +45,7 @@ async fn old_mail_moves_into_boxes() {
     let odd = BasicProperties::default();
     channel.basic_publish("".into(), "warren.mailbox.odd".into(), options, b"junk", odd).await.unwrap().await.unwrap();
 
-    let settings = RabbitSettings { boxes: settings(), ..RabbitSettings::new(vec![vhost.url()]) };
+    let settings = RabbitSettings { boxes: settings(), ..RabbitSettings::new(vec![AmqpUrl::parse(&vhost.url()).unwrap()]) };
     let names: Vec<_> = vhost.queues().await;
     let summary = migrate::move_all(settings.clone(), node("m"), &names).await.unwrap();
     assert_eq!((summary.queues, summary.moved, summary.left, summary.removed), (3, 200, 1, 2), "{summary}");
