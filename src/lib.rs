@@ -19,6 +19,8 @@ pub mod ids;
 pub mod lifecycle;
 pub mod metrics;
 pub mod protocol;
+#[cfg(feature = "sabotage")]
+pub mod sabotage;
 // places: where things are kept
 pub mod bus;
 pub mod delivery;

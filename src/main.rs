@@ -72,10 +72,18 @@ fn serve(config: Config) -> ExitCode {
 }
 
 /// The promises that this build breaks on purpose: see Cargo.toml.
-const SABOTAGED: [(&str, bool); 3] = [
+const SABOTAGED: [(&str, bool); 11] = [
     ("sabotage-ack-early", cfg!(feature = "sabotage-ack-early")),
     ("sabotage-no-dedup", cfg!(feature = "sabotage-no-dedup")),
     ("sabotage-no-reroute", cfg!(feature = "sabotage-no-reroute")),
+    ("sabotage-reject-some", cfg!(feature = "sabotage-reject-some")),
+    ("sabotage-mark-all", cfg!(feature = "sabotage-mark-all")),
+    ("sabotage-shuffle", cfg!(feature = "sabotage-shuffle")),
+    ("sabotage-one-device", cfg!(feature = "sabotage-one-device")),
+    ("sabotage-late-duplicate", cfg!(feature = "sabotage-late-duplicate")),
+    ("sabotage-no-recovery", cfg!(feature = "sabotage-no-recovery")),
+    ("sabotage-drop-mail", cfg!(feature = "sabotage-drop-mail")),
+    ("sabotage-settle-twice", cfg!(feature = "sabotage-settle-twice")),
 ];
 
 /// `false`: this build is broken on purpose and must not serve anybody but the fault suite.

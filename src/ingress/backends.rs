@@ -163,6 +163,8 @@ fn answer(bus: &dyn Bus, id: &MessageId, settlement: &Settlement, properties: &P
         order_key: 0,
         lane: Lane::Bulk,
     };
+    #[cfg(feature = "sabotage-settle-twice")]
+    bus.publish(publish.clone(), Box::new(|_| ()));
     bus.publish(publish, Box::new(|_| ()));
 }
 

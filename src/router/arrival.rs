@@ -102,6 +102,23 @@ impl Router {
             envelope.origin.into_iter().for_each(|origin| self.answer(origin, 0));
             return Ok(());
         }
+        #[cfg(feature = "sabotage-shuffle")]
+        if crate::sabotage::every(8) {
+            let router = self.clone();
+            crate::sabotage::later(Duration::from_millis(50), move || {
+                let _ = router.hand_over(envelope);
+            });
+            return Ok(());
+        }
+        #[cfg(feature = "sabotage-late-duplicate")]
+        if let (Target::User(user), true) = (envelope.target.clone(), crate::sabotage::every(20)) {
+            let (router, again) = (self.clone(), envelope.clone());
+            crate::sabotage::later(Duration::from_secs(20), move || {
+                let sessions = router.hub.reserve_user(&user);
+                let frame = wire::text_frame(&again.frame);
+                let _ = sessions.map(|sessions| sessions.deliver(&frame, &again.id, Tally::new(|_| ())));
+            });
+        }
         let Envelope { id, scope, target, origin, frame, .. } = envelope;
         let key = SeenKey::new(scope, &id, &target);
         let reservation = match &target {

@@ -152,6 +152,12 @@ impl Router {
 
     /// Takes a message and settles it. Never blocks; messages accepted one after the other leave in that order.
     pub fn accept(self: &Arc<Self>, message: Message, settle: Settle) {
+        #[cfg(feature = "sabotage-reject-some")]
+        if crate::sabotage::every(2) {
+            return settle(offline());
+        }
+        #[cfg(feature = "sabotage-mark-all")]
+        let message = Message { redelivered: true, ..message };
         let source = Source::Door(message.guarantee);
         let guarantee = message.guarantee;
         self.accept_envelope(Envelope::of(&message), guarantee, source, settle);
@@ -170,7 +176,13 @@ impl Router {
         if envelope.is_expired(now_ms()) {
             return settle(expired());
         }
-        match route(self.settings.routing, &envelope.target, &**self) {
+        let route = route(self.settings.routing, &envelope.target, &**self);
+        #[cfg(feature = "sabotage-one-device")]
+        let route = match route {
+            Route::Nodes(nodes) => Route::Nodes(nodes.into_iter().take(1).collect()),
+            route => route,
+        };
+        match route {
             Route::Unsupported => settle(failed(Code::BadRequest, "channels are not part of this version")),
             Route::Everyone => self.publish_to_everyone(&envelope, settle),
             Route::Nodes(nodes) if guarantee == Guarantee::AtMostOnce => {

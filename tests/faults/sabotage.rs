@@ -13,6 +13,7 @@ const fn new(feature: &'static str, caught_by: &'static str) -> Sabotage {
     Sabotage { feature, caught_by }
 }
 
+/// In the order in which they are tried.
 pub const SABOTAGES: &[Sabotage] = &[
     // Ingress, where a readable message is handed to the router: its delivery is acknowledged to the broker at
     // once, before the message is settled. Column: lost.
@@ -32,9 +33,7 @@ pub const SABOTAGES: &[Sabotage] = &[
     // Target node, between the check for repeats and the hub: every eighth message for a user reaches its sessions
     // 50 ms late, so that newer ones overtake it, unmarked. Column: order.
     new("sabotage-shuffle", "=none"),
-    // Hub, where the sessions of a user are looked up for a delivery: only the first of all its sessions on this node
-    // gets it, and nodes with an even length of their id's text... see `sabotage-one-device` in the hub: a message for
-    // a user who holds several sessions in the cluster reaches one of them. Column: missed.
+    // Origin, where the nodes that hold a target are looked up: only the first of them is used. Column: missed.
     new("sabotage-one-device", "=two-devices"),
     // Target node, between the check for repeats and the hub: what was delivered is delivered once more after 20 s,
     // unmarked. Only the silence at the end of a row is long enough for the last ones. Column: repeats.
@@ -48,3 +47,18 @@ pub const SABOTAGES: &[Sabotage] = &[
     // Ingress, where the settlement is sent to `reply_to`: it is sent twice. Column: told wrong.
     new("sabotage-settle-twice", "=none"),
 ];
+
+#[cfg(test)]
+#[allow(dead_code, unused_imports)] // The fault suite has a `main` of its own; this runs with the other tests.
+mod tests {
+    use super::SABOTAGES;
+
+    #[test]
+    fn every_feature_that_breaks_something_is_tried() {
+        let manifest = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).unwrap();
+        let features = manifest.lines().filter(|line| line.starts_with("sabotage-"));
+        let features: Vec<_> = features.filter_map(|line| line.split_whitespace().next()).collect();
+        let tried: Vec<_> = SABOTAGES.iter().map(|one| one.feature).collect();
+        assert_eq!(features, tried);
+    }
+}

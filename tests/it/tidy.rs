@@ -10,7 +10,7 @@ const FUNCTION_LINES_MAX: usize = 70;
 /// Modules in layers, the lowest first. A module imports from lower layers, and from its own only what is named
 /// in [`SIDEWAYS`].
 const LAYERS: &[&[&str]] = &[
-    &["auth", "config", "error", "ids", "lifecycle", "metrics", "protocol"],
+    &["auth", "config", "error", "ids", "lifecycle", "metrics", "protocol", "sabotage"],
     &["bus"],
     &["hub", "directory", "delivery"],
     &["router"],
