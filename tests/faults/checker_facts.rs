@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use crate::record::{Disturbance, History, Key, Kind, Life, Nodes, Receipt, Seat, Sent};
 
 /// How long the gateway may take to notice that a socket opened or ended, and the checker's own traces of it.
-pub const LAG_US: u64 = 1_000_000;
+pub const LAG_US: u64 = 2_000_000;
 /// Somebody who is connected for so long must have got what waited for him.
 const FETCH_US: u64 = 1_500_000;
 

@@ -283,7 +283,7 @@ fn each_device_that_is_there_gets_it() {
     history.lives[1].from_us = 10 * SECOND - 500_000;
     assert_eq!(judged(&history).missed, 1, "just connected");
     history.lives[1].from_us = 0;
-    disturb(&mut history, 0, Some(6 * SECOND), 1);
+    disturb(&mut history, 0, Some(5 * SECOND), 1);
     assert_eq!(judged(&history).missed, 0, "on a node that was cut off");
     history.disturbances[0].nodes = 2;
     assert_eq!(judged(&history).missed, 4, "on another node");

@@ -33,6 +33,7 @@ mod world;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clients::Phase;
@@ -41,11 +42,15 @@ use report::Row;
 use scenario::Scenario;
 use settle::Outcome;
 use stage::{Stage, Stages};
+use tokio::signal::unix::{signal, SignalKind};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use world::{Plan, World};
 
-/// Scenarios that wait for stragglers at a time.
-const RESTING_MAX: usize = 4;
+/// Scenarios at a time, most of them waiting for stragglers.
+const RUNNING_MAX: usize = 6;
+/// Of those that are under load, when all of them mostly wait. Any other one has the machine for itself.
+const LIGHT_MAX: usize = 3;
 
 fn main() -> ExitCode {
     let options = match Options::read() {
@@ -60,16 +65,46 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(run(options))
+    // What is dropped takes its processes with it.
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).unwrap();
+        tokio::select! {
+            code = run(options) => code,
+            _ = tokio::signal::ctrl_c() => ExitCode::from(130),
+            _ = terminate.recv() => ExitCode::from(143),
+        }
+    })
 }
 
-/// A scenario that was played through, and what came of it once it has rested.
+struct Start {
+    index: usize,
+    stage: Arc<Stage>,
+    scenario: Scenario,
+    plan: Plan,
+    number: usize,
+}
+
+/// A scenario that has been played through and has rested. `Err`: the suite itself could not go on.
 struct Played {
     index: usize,
     scenario: Scenario,
     seed: u64,
     took: Duration,
-    outcome: Outcome,
+    outcome: Result<Outcome, String>,
+}
+
+async fn whole(start: Start, permit: OwnedSemaphorePermit) -> Played {
+    let Start { index, stage, scenario, plan, number } = start;
+    let (seed, started) = (plan.seed, Instant::now());
+    // A panic is one row's failure.
+    let played = tokio::spawn(play(stage, scenario, plan, number)).await;
+    let took = started.elapsed();
+    drop(permit);
+    let outcome = match played {
+        Ok(world) => tokio::spawn(world.rest_and_judge()).await,
+        Err(error) => Err(error),
+    };
+    Played { index, scenario, seed, took, outcome: outcome.map_err(|error| error.to_string()) }
 }
 
 /// What the finished scenarios add up to.
@@ -81,21 +116,26 @@ struct Results {
 }
 
 impl Results {
-    fn fail(&mut self, scenario: &Scenario, seed: u64) {
-        self.failed.push(format!("SEED={seed} ./test faults {}", scenario.name));
-    }
-
-    fn add(&mut self, played: Played, options: &Options) {
-        let Played { index, scenario, seed, .. } = played;
-        let row = self.rows.entry(index).or_insert_with(|| Row::new(&scenario));
-        row.add(&played.outcome.verdict);
-        if let Some(path) = &options.table {
-            let rows: Vec<_> = self.rows.values().cloned().collect();
-            report::write_table(path, &rows, &self.names);
-        }
-        match tell(&scenario, seed, played.took, played.outcome) {
+    fn finish(&mut self, done: Result<Played, tokio::task::JoinError>, options: &Options) {
+        let Played { index, scenario, seed, took, outcome } = done.expect("panics are caught inside");
+        let good = match outcome {
+            Ok(outcome) => {
+                let row = self.rows.entry(index).or_insert_with(|| Row::new(&scenario));
+                row.add(&outcome.verdict);
+                if let Some(path) = &options.table {
+                    let rows: Vec<_> = self.rows.values().cloned().collect();
+                    report::write_table(path, &rows, &self.names);
+                }
+                tell(&scenario, seed, took, outcome)
+            }
+            Err(error) => {
+                println!("FAILED {}: {error}", scenario.name);
+                false
+            }
+        };
+        match good {
             true => self.passed += 1,
-            false => self.fail(&scenario, seed),
+            false => self.failed.push(format!("SEED={seed} ./test faults ={}", scenario.name)),
         }
     }
 }
@@ -105,39 +145,30 @@ async fn run(options: Options) -> ExitCode {
     let names = scenarios.iter().map(|scenario| scenario.name).collect();
     scenarios.retain(|scenario| options.wants(scenario.name, scenario.quick));
     let mut results = Results { rows: BTreeMap::new(), names, passed: 0, failed: vec![] };
-    let (mut stages, mut resting, mut number) = (Stages::default(), JoinSet::new(), 0);
+    // Those that mostly wait come last, several at a time.
+    scenarios.sort_by_key(|scenario| scenario.light);
+    let (mut stages, mut running, mut number) = (Stages::default(), JoinSet::new(), 0);
+    let room = Arc::new(Semaphore::new(LIGHT_MAX));
     for (index, scenario) in scenarios.iter().enumerate() {
         for seed in &options.seeds {
-            while resting.len() >= RESTING_MAX {
-                finish(&mut resting, &mut results, &options).await;
-            }
-            let (stage, plan) =
-                (stages.take(scenario.stage, scenario.alone).await, options.plan(*seed, scenarios.len()));
+            let weight = if scenario.light { 1 } else { LIGHT_MAX as u32 };
+            let permit = loop {
+                tokio::select! {
+                    Some(done) = running.join_next(), if !running.is_empty() => results.finish(done, &options),
+                    permit = room.clone().acquire_many_owned(weight), if running.len() < RUNNING_MAX => break permit,
+                }
+            };
+            let stage = stages.take(scenario.stage, scenario.alone).await;
             if number == 0 {
                 println!("RabbitMQ {}", stage.version().await);
             }
-            let started = Instant::now();
-            // A panic is one row's failure.
-            let playing = tokio::spawn(play(stage, *scenario, plan, number));
+            let plan = options.plan(*seed, scenarios.len());
+            running.spawn(whole(Start { index, stage, scenario: *scenario, plan, number }, permit.unwrap()));
             number += 1;
-            let (scenario, seed) = (*scenario, *seed);
-            match playing.await {
-                Ok(world) => {
-                    let took = started.elapsed();
-                    resting.spawn(async move {
-                        let outcome = world.rest_and_judge().await;
-                        Played { index, scenario, seed, took, outcome }
-                    });
-                }
-                Err(error) => {
-                    println!("FAILED {}: {error}", scenario.name);
-                    results.fail(&scenario, seed);
-                }
-            }
         }
     }
-    while !resting.is_empty() {
-        finish(&mut resting, &mut results, &options).await;
+    while let Some(done) = running.join_next().await {
+        results.finish(done, &options);
     }
     results.failed.iter().for_each(|replay| println!("again: {replay}"));
     println!("faults: {} passed, {} failed", results.passed, results.failed.len());
@@ -147,19 +178,8 @@ async fn run(options: Options) -> ExitCode {
     }
 }
 
-async fn finish(resting: &mut JoinSet<Played>, results: &mut Results, options: &Options) {
-    match resting.join_next().await {
-        Some(Ok(played)) => results.add(played, options),
-        Some(Err(error)) => {
-            println!("FAILED while it rested: {error}");
-            results.failed.push(error.to_string());
-        }
-        None => {}
-    }
-}
-
 /// From an empty stage to the beginning of the silence.
-async fn play(stage: std::sync::Arc<Stage>, scenario: Scenario, plan: Plan, number: usize) -> World {
+async fn play(stage: Arc<Stage>, scenario: Scenario, plan: Plan, number: usize) -> World {
     let mut world = World::build(stage, &scenario, &plan, number).await;
     world.connect().await;
     world.publish();

@@ -84,6 +84,7 @@ lost socket or a repeated publish as the reason. *missed*: no device that was co
 devices got, or without a broadcast or at-most-once message. *never*: every device got messages again after each fault.
 *recovers*: p99 from the end of the fault to each device's next message. *others*: the p99 latency of well-behaved users' messages while
 others are stuck, as a multiple of the same run's calm (fails above 2 × calm, where a calm p99 below 50 ms counts as 50 ms).
+The nodes run with their defaults, except that they ping every 4 s, drain for 4 s and do not limit the rate of one session, and where the name of a row says so.
 ";
 
 impl std::fmt::Display for Row {
@@ -103,6 +104,11 @@ impl std::fmt::Display for Row {
     }
 }
 
+/// A row of a former table may have others.
+fn columns(line: &str) -> usize {
+    line.matches('|').count()
+}
+
 const BEGIN: &str = "<!-- fault table: begin -->\n";
 const END: &str = "<!-- fault table: end -->";
 
@@ -114,7 +120,8 @@ pub fn write_table(path: &Path, rows: &[Row], names: &[&str]) {
     let mut table = String::from(HEAD);
     for name in names {
         let new = rows.iter().find(|row| row.name == *name).map(Row::to_string);
-        let kept = || old.lines().find(|line| line.starts_with(&format!("| {name} |"))).map(str::to_owned);
+        let mut kept = old.lines().filter(|line| columns(line) == columns(HEAD.lines().next().unwrap_or("")));
+        let kept = || kept.find(|line| line.starts_with(&format!("| {name} |"))).map(str::to_owned);
         if let Some(row) = new.or_else(kept) {
             table.push_str(&row);
             table.push('\n');

@@ -29,6 +29,8 @@ pub struct Scenario {
     pub leaves_mail: bool,
     /// The broker suffers, so nobody else may be on it.
     pub alone: bool,
+    /// Little load and much waiting: several such may be under load at a time.
+    pub light: bool,
     /// Each node reaches the broker through a relay.
     pub relayed: bool,
     pub env: &'static [(&'static str, &'static str)],
@@ -122,6 +124,7 @@ impl Scenario {
             compares: false,
             leaves_mail: false,
             alone: false,
+            light: false,
             relayed: false,
             env: &[],
             skew_s: &[],
@@ -170,6 +173,12 @@ impl Scenario {
 
     pub const fn alone(mut self) -> Self {
         self.alone = true;
+        self
+    }
+
+    pub const fn light(mut self) -> Self {
+        self.light = true;
+        self.load.rate = 200;
         self
     }
 

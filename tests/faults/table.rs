@@ -35,7 +35,7 @@ fn node_rows() -> Vec<Scenario> {
         new("kill-bystander", "`kill -9` of a node without clients", nodes::kill_bystander).people(OnTarget(90)).within_ms(5_000),
         new("two-devices", "each user on two nodes; one is killed", nodes::kill_target).people(TwoDevices(60)),
         new("stop-5s", "SIGSTOP of a node for 5 s", nodes::stop_short),
-        new("stop-45s", "SIGSTOP of a node for 45 s", nodes::stop_long),
+        new("stop-45s", "SIGSTOP of a node for 45 s", nodes::stop_long).light(),
         new("sigterm", "SIGTERM of a node under load", nodes::terminate).quick(),
         new("rolling-restart", "SIGTERM and restart of each node in turn", nodes::roll),
     ]
@@ -53,7 +53,7 @@ fn broker_rows() -> Vec<Scenario> {
         new("link-cut", "all connections to the broker cut, twice", link::cut).relayed().quick(),
         new("link-half-open", "connections end at the node's end only", link::half_open).relayed(),
         new("link-slow", "packets to and from the broker 100 ms late", link::slow).relayed(),
-        new("link-silent", "no packet between node and broker for 8 s", link::silent).relayed(),
+        new("link-silent", "no packet between node and broker for 8 s", link::silent).relayed().light(),
         new("broker-cluster", "`kill -9` of one of three brokers", cluster::kill_one).on_three(),
     ]
 }
@@ -79,12 +79,12 @@ fn people_rows() -> Vec<Scenario> {
 fn operator_rows() -> Vec<Scenario> {
     let new = Scenario::new;
     vec![
-        new("delete-direct", "exchange `direct` deleted", operator::direct).within_ms(NOTICED_MS).rate(200),
-        new("delete-control", "exchange `control` deleted", operator::control).within_ms(NOTICED_MS).rate(200),
-        new("delete-broadcast", "exchange `broadcast` deleted", operator::broadcast).within_ms(NOTICED_MS).rate(200),
-        new("delete-ingress", "exchange `ingress` deleted", operator::ingress).within_ms(NOTICED_MS).rate(200),
-        new("delete-bindings", "bindings of ingress and of a node's queues deleted", operator::bindings).within_ms(NOTICED_MS).rate(200),
-        new("delete-dead", "queue `dead` deleted, then unreadable messages", operator::dead).within_ms(NOTICED_MS).rate(200),
+        new("delete-direct", "exchange `direct` deleted", operator::direct).within_ms(NOTICED_MS).light(),
+        new("delete-control", "exchange `control` deleted", operator::control).within_ms(NOTICED_MS).light(),
+        new("delete-broadcast", "exchange `broadcast` deleted", operator::broadcast).within_ms(NOTICED_MS).light(),
+        new("delete-ingress", "exchange `ingress` deleted", operator::ingress).within_ms(NOTICED_MS).light(),
+        new("delete-bindings", "bindings of ingress and of a node's queues deleted", operator::bindings).within_ms(NOTICED_MS).light(),
+        new("delete-dead", "queue `dead` deleted, then unreadable messages", operator::dead).within_ms(NOTICED_MS).light(),
     ]
 }
 
@@ -95,12 +95,12 @@ fn pair_rows() -> Vec<Scenario> {
     vec![
         new("away+kill-origin", "users come and go; ingress node killed", nodes::kill_origin).people(Half(90, Away)),
         new("storm+broker-restart", "all clients and the broker go", pairs::storm_and_restart).people(Acknowledging(600)).alone(),
-        new("stop+kill-target", "a node stopped for 5 s, another one killed", pairs::stop_and_kill),
+        new("stop+kill-target", "a node stopped for 5 s, another one killed", pairs::stop_and_kill).light(),
         new("moves+link-cut", "clients move; links to the broker cut", link::cut).people(Half(90, Moves)).relayed(),
         new("away+rolling", "users come and go; nodes restart in turn", nodes::roll).people(Half(90, Away)),
         new("alarm+kill-origin", "broker out of memory; ingress node killed", pairs::alarm_and_kill).alone(),
         new("vanish+broker-kill", "clients vanish; broker killed", broker::kill).people(Half(90, Vanishes)).alone(),
-        new("silent+kill-target", "one node's link silent, another node killed", pairs::silent_and_kill).relayed(),
+        new("silent+kill-target", "one node's link silent, another node killed", pairs::silent_and_kill).relayed().light(),
         new("stuck+sigterm", "100 stuck readers; a node ends", nodes::terminate).people(Stuck(150)),
     ]
 }
