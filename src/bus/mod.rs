@@ -161,7 +161,7 @@ impl AckToken {
         self.settle(Verdict::Ack);
     }
 
-    #[cfg(feature = "sabotage-ack-early")]
+    #[cfg(feature = "sabotage")]
     pub fn ack_early(mut self) -> Self {
         self.settle(Verdict::Ack);
         self

@@ -112,9 +112,11 @@ fn accept(
     message: Message,
     delivery: Delivery,
 ) {
-    // See Cargo.toml: the source is acknowledged before the message's fate is known.
-    #[cfg(feature = "sabotage-ack-early")]
-    let delivery = Delivery { ack: delivery.ack.ack_early(), ..delivery };
+    #[cfg(feature = "sabotage")]
+    let delivery = match crate::sabotage::is("ack-early") {
+        true => Delivery { ack: delivery.ack.ack_early(), ..delivery },
+        false => delivery,
+    };
     // What could not be settled may still have reached its receiver: whatever comes of a second try says so.
     let (again, retry) = (router.clone(), Message { redelivered: true, ..message.clone() });
     let settle = move |settlement: Settlement| {
@@ -163,8 +165,10 @@ fn answer(bus: &dyn Bus, id: &MessageId, settlement: &Settlement, properties: &P
         order_key: 0,
         lane: Lane::Bulk,
     };
-    #[cfg(feature = "sabotage-settle-twice")]
-    bus.publish(publish.clone(), Box::new(|_| ()));
+    #[cfg(feature = "sabotage")]
+    if crate::sabotage::is("settle-twice") {
+        bus.publish(publish.clone(), Box::new(|_| ()));
+    }
     bus.publish(publish, Box::new(|_| ()));
 }
 

@@ -41,9 +41,10 @@ impl Arrivals {
     /// Whether the message is new here. If it is not, `known` answers for it.
     fn begin(&self, key: SeenKey, origin: Option<&Origin>, known: impl FnOnce(u32)) -> bool {
         let mut seen = self.lock();
-        // See Cargo.toml: what was delivered is forgotten.
-        #[cfg(feature = "sabotage-no-dedup")]
-        seen.forget(key);
+        #[cfg(feature = "sabotage")]
+        if crate::sabotage::is("no-dedup") {
+            seen.forget(key);
+        }
         match seen.get_mut(key) {
             None => {
                 seen.insert(key, Arrival::InFlight(origin.cloned().into_iter().collect()), Instant::now());
@@ -102,19 +103,20 @@ impl Router {
             envelope.origin.into_iter().for_each(|origin| self.answer(origin, 0));
             return Ok(());
         }
-        #[cfg(feature = "sabotage-shuffle")]
-        if crate::sabotage::every(8) {
+        #[cfg(feature = "sabotage")]
+        if crate::sabotage::is("shuffle") && crate::sabotage::every(8) {
             let router = self.clone();
             crate::sabotage::later(Duration::from_millis(50), move || {
                 let _ = router.hand_over(envelope);
             });
             return Ok(());
         }
-        #[cfg(feature = "sabotage-late-duplicate")]
-        if let (Target::User(user), true) = (envelope.target.clone(), crate::sabotage::every(20)) {
+        #[cfg(feature = "sabotage")]
+        if crate::sabotage::is("late-duplicate") && crate::sabotage::every(20) {
             let (router, again) = (self.clone(), envelope.clone());
             crate::sabotage::later(Duration::from_secs(20), move || {
-                let sessions = router.hub.reserve_user(&user);
+                let Target::User(user) = &again.target else { return };
+                let sessions = router.hub.reserve_user(user);
                 let frame = wire::text_frame(&again.frame);
                 let _ = sessions.map(|sessions| sessions.deliver(&frame, &again.id, Tally::new(|_| ())));
             });

@@ -152,12 +152,13 @@ impl Router {
 
     /// Takes a message and settles it. Never blocks; messages accepted one after the other leave in that order.
     pub fn accept(self: &Arc<Self>, message: Message, settle: Settle) {
-        #[cfg(feature = "sabotage-reject-some")]
-        if crate::sabotage::every(2) {
+        #[cfg(feature = "sabotage")]
+        if crate::sabotage::is("reject-some") && crate::sabotage::every(2) {
             return settle(offline());
         }
-        #[cfg(feature = "sabotage-mark-all")]
-        let message = Message { redelivered: true, ..message };
+        #[cfg(feature = "sabotage")]
+        let message =
+            Message { redelivered: message.redelivered || crate::sabotage::is("mark-all"), ..message };
         let source = Source::Door(message.guarantee);
         let guarantee = message.guarantee;
         self.accept_envelope(Envelope::of(&message), guarantee, source, settle);
@@ -177,9 +178,11 @@ impl Router {
             return settle(expired());
         }
         let route = route(self.settings.routing, &envelope.target, &**self);
-        #[cfg(feature = "sabotage-one-device")]
+        #[cfg(feature = "sabotage")]
         let route = match route {
-            Route::Nodes(nodes) => Route::Nodes(nodes.into_iter().take(1).collect()),
+            Route::Nodes(nodes) if crate::sabotage::is("one-device") => {
+                Route::Nodes(nodes.into_iter().take(1).collect())
+            }
             route => route,
         };
         match route {

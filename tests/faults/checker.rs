@@ -15,8 +15,8 @@ use facts::{Facts, LAG_US};
 
 /// How many offending messages are kept for the report, of each kind.
 const SHOWN_MAX: usize = 6;
-/// After its time to live a message may still be on its way to the socket for so long.
-const LATE_US: u64 = 2_000_000;
+/// After its time to live a message may still be on its way to the socket, or in it, for so long.
+const LATE_US: u64 = 4_000_000;
 /// How long after its confirm a settlement may come.
 const SETTLED_US: u64 = 30_000_000;
 

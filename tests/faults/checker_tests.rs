@@ -123,7 +123,7 @@ fn a_message_with_a_time_to_live_is_owed_to_those_who_are_there_within_it() {
     history.lives[0].from_us = 11 * SECOND;
     receive_late(&mut history, 0, (0, 0), false, 2 * SECOND);
     assert_eq!(wrong(&history), []);
-    history.receipts[0].at_us += 4 * SECOND;
+    history.receipts[0].at_us += 6 * SECOND;
     assert_eq!(wrong(&history), [("unexpected", 1)], "after its time to live");
 }
 

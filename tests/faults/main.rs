@@ -61,7 +61,7 @@ fn main() -> ExitCode {
         }
     };
     if options.sabotages {
-        sabotage::SABOTAGES.iter().for_each(|one| println!("{} {}", one.feature, one.caught_by));
+        sabotage::SABOTAGES.iter().for_each(|one| println!("{} {}", one.name, one.caught_by));
         return ExitCode::SUCCESS;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

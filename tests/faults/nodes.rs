@@ -20,6 +20,7 @@ pub struct NodeSettings {
     pub more: &'static [(&'static str, &'static str)],
     /// How many seconds the wall clock of each node is ahead; none = all are right.
     pub skew_s: &'static [i64],
+    pub sabotage: String,
 }
 
 /// The preloaded library that gives a process another wall clock. It leaves the monotonic clock alone.
@@ -68,6 +69,7 @@ impl NodeProcess {
             .env("WARREN_PONG_TIMEOUT_MS", "4000")
             .env("WARREN_DRAIN_MS", "4000")
             .env("WARREN_LOG", "info")
+            .env("SABOTAGE", &settings.sabotage)
             .envs(settings.more.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())

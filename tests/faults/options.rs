@@ -13,9 +13,11 @@ pub struct Options {
     pub seeds: Vec<u64>,
     minutes: Option<f64>,
     pub table: Option<PathBuf>,
-    /// Prints the sabotages instead, one to a line: the feature and the row that must show it.
+    /// Prints the sabotages instead, one to a line: its name and the row that must show it.
     pub sabotages: bool,
     mails: Option<u32>,
+    /// What the nodes break on purpose.
+    sabotage: String,
     binary: PathBuf,
 }
 
@@ -38,6 +40,7 @@ impl Options {
             table: None,
             sabotages: false,
             mails: None,
+            sabotage: String::new(),
             binary: env!("CARGO_BIN_EXE_warren").into(),
         };
         let mut arguments = std::env::args().skip(1);
@@ -50,6 +53,7 @@ impl Options {
                 "--mails" => {
                     options.mails = Some(value()?.parse().map_err(|_| "--mails: how many?")?);
                 }
+                "--sabotage" => options.sabotage = value()?,
                 "--binary" => options.binary = value()?.into(),
                 "--seeds" => {
                     let seeds: Result<_, _> = value()?.split(',').map(str::parse).collect();
@@ -83,6 +87,7 @@ impl Options {
             rate: seconds.map(|seconds| (1.2 * LONG as f64 / seconds).clamp(600.0, 3_000.0) as u32),
             long: seconds.is_some(),
             mails: self.mails,
+            sabotage: self.sabotage.clone(),
             binary: self.binary.clone(),
         }
     }

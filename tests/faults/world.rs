@@ -38,6 +38,8 @@ pub struct Plan {
     pub long: bool,
     /// Mails of the row `mail-many`. `None`: as the length of the run says.
     pub mails: Option<u32>,
+    /// What the nodes break on purpose. Only a build with that feature listens to it.
+    pub sabotage: String,
     pub binary: std::path::PathBuf,
 }
 
@@ -80,6 +82,7 @@ impl World {
             quorum: stage.brokers.len() > 1,
             more: scenario.env,
             skew_s: scenario.skew_s,
+            sabotage: plan.sabotage.clone(),
         };
         for index in 0..NODES {
             let url = match scenario.relayed {

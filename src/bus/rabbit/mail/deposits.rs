@@ -54,8 +54,8 @@ pub struct Inbox {
 
 impl Inbox {
     pub fn offer(&self, user: &UserId, properties: Properties, body: Bytes, answer: Answer) {
-        #[cfg(feature = "sabotage-drop-mail")]
-        if crate::sabotage::every(10_000) {
+        #[cfg(feature = "sabotage")]
+        if crate::sabotage::is("drop-mail") && crate::sabotage::every(10_000) {
             return answer.give(Outcome::Confirmed);
         }
         let Ok(room) = self.room.clone().try_acquire_many_owned(units(&body)) else {
