@@ -43,6 +43,8 @@ pub struct Job {
     pub mix: Mix,
     /// Messages go to these users in turn.
     pub users: Arc<[u32]>,
+    /// So many in a row to each: close together, so that disorder shows.
+    pub run: u32,
     pub every: Duration,
     /// Bytes that make each payload longer.
     pub padding: usize,
@@ -76,7 +78,7 @@ impl Job {
 
     fn address(&self, number: u32) -> Letter {
         // Each publisher begins elsewhere, so that they do not all write to one user at a time.
-        let user = self.users[(number + self.publisher * 17) as usize % self.users.len()];
+        let user = self.users[(number / self.run + self.publisher * 17) as usize % self.users.len()];
         let letter = Letter::to_user(user);
         match self.mix {
             Mix::Users => letter,

@@ -21,6 +21,9 @@ use crate::stage::Stage;
 pub const NODES: usize = 3;
 /// A long run has as many times the load of a short one, at most.
 const HASTE_MAX: u32 = 5;
+/// Messages in a row from a backend to one user; the other publishers write to another user each time, so that nobody
+/// waits long for something.
+const RUN: u32 = 4;
 const RECOVERY_MAX: Duration = Duration::from_secs(60);
 /// The same, in a run that has failed already.
 const RECOVERY_AGAIN_MAX: Duration = Duration::from_secs(10);
@@ -184,7 +187,8 @@ impl World {
         };
         let mut next = 0;
         let mut add = |world: &mut Self, door: Door, mix: Mix, users: &Arc<[u32]>, rate: f64| {
-            let job = world.job(next, load, mix, users.clone(), rate);
+            let mut job = world.job(next, load, mix, users.clone(), rate);
+            job.run = if matches!(door, Door::Amqp) { RUN } else { 1 };
             next += 1;
             match door {
                 Door::Amqp => world.publishers.spawn(over_amqp(job)),
@@ -227,6 +231,7 @@ impl World {
             home: 0,
             mix,
             users,
+            run: 1,
             every: Duration::from_secs_f64(1.0 / rate),
             padding: load.padding,
             twice: load.twice,
