@@ -219,7 +219,7 @@ fn a_mark_needs_a_reason() {
         to_us: Some(to_s * SECOND),
         nodes: 0,
     };
-    history.disturbances = vec![fault(1, 3)];
+    history.disturbances = vec![fault(1, 2)];
     assert_eq!(judged(&history).marked, 1, "over for long");
     history.disturbances = vec![fault(1, 6)];
     assert_eq!(judged(&history).marked, 0, "just over");
