@@ -21,6 +21,8 @@ pub mod lifecycle;
 pub mod metrics;
 pub mod output;
 pub mod protocol;
+#[cfg(feature = "sabotage")]
+pub mod sabotage;
 // infrastructure
 pub mod bus;
 pub mod delivery;

@@ -182,7 +182,7 @@ impl AckToken {
         self.verdicts.as_ref().is_none_or(mpsc::Sender::is_closed)
     }
 
-    #[cfg(feature = "sabotage-ack-early")]
+    #[cfg(feature = "sabotage")]
     pub fn ack_early(mut self) -> Self {
         self.settle(Verdict::Ack);
         self

@@ -66,9 +66,11 @@ fn accept(router: &Arc<Router>, desk: &Desk, message: Message, delivery: Deliver
     if delivery.ack.is_void() {
         return;
     }
-    // See Cargo.toml: the source is acknowledged before the message's fate is known.
-    #[cfg(feature = "sabotage-ack-early")]
-    let delivery = Delivery { ack: delivery.ack.ack_early(), ..delivery };
+    #[cfg(feature = "sabotage")]
+    let delivery = match crate::sabotage::is("ack-early") {
+        true => Delivery { ack: delivery.ack.ack_early(), ..delivery },
+        false => delivery,
+    };
     // What could not be settled may still have reached its receiver: whatever comes of a second try says so.
     let retry = Message { redelivered: true, ..message.clone() };
     let desk = desk.clone();

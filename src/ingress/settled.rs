@@ -117,6 +117,10 @@ impl Desk {
                 desk.try_again(Again::Finish(ending));
             }
         };
+        #[cfg(feature = "sabotage")]
+        if crate::sabotage::is("settle-twice") {
+            self.bus.publish(publish.clone(), Box::new(|_| ()));
+        }
         self.bus.publish(publish, Box::new(done));
     }
 

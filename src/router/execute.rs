@@ -148,6 +148,10 @@ impl Router {
             };
             step(Event::Deposited { tag, deposited });
         };
+        #[cfg(feature = "sabotage")]
+        if crate::sabotage::is("drop-mail") && crate::sabotage::every(10_000) {
+            return done(Outcome::Confirmed);
+        }
         let number = BoxNumber::of(UserKey::of(user), self.bus.boxes().boxes);
         let body = message.payload.bytes.clone();
         self.bus.deposit(number, properties(message, now), body, Box::new(done));
@@ -197,8 +201,29 @@ impl Router {
         let (first, all) = (self.stepper(cell), self.stepper(cell));
         let on_first = Box::new(move || first(Event::FirstTaken(key)));
         let (tally, _) = Tally::new(Some(on_first), move |sessions| all(Event::Resolved { key, sessions }));
+        #[cfg(feature = "sabotage")]
+        if crate::sabotage::is("shuffle") && crate::sabotage::every(8) {
+            self.hand_out_late(std::time::Duration::from_millis(50), message, Some(tally));
+            return Ok(());
+        }
+        #[cfg(feature = "sabotage")]
+        if crate::sabotage::is("late-duplicate") {
+            self.hand_out_late(std::time::Duration::from_secs(20), message.clone(), None);
+        }
         reservation.deliver(&Rendered::new(message), tally);
         Ok(())
+    }
+
+    #[cfg(feature = "sabotage")]
+    fn hand_out_late(&self, wait: std::time::Duration, message: Arc<Message>, tally: Option<Tally>) {
+        let hub = self.hub.clone();
+        crate::sabotage::later(wait, move || {
+            let Target::User(user) = &message.target else { return };
+            if let Ok(reservation) = hub.reserve_user(user) {
+                let tally = tally.unwrap_or_else(|| Tally::new(None, |_| ()).0);
+                reservation.deliver(&Rendered::new(message.clone()), tally);
+            }
+        });
     }
 
     fn mail_taken(&self, message: &Message) {

@@ -2,6 +2,7 @@
 //!
 //! - [`path`]: the state machine of one target: what may go now, what waits, what is stored, what is replayed (pure).
 //! - `table.rs`: the paths of all targets, their locks and their timers.
+//! - `world.rs`: what paths may look up.
 //! - `execute.rs`: what paths want done: publishing, storing, handing to sessions.
 //! - [`readings`]: reads the boxes of users who are here.
 //! - [`strategy`]: where a message goes (pure).
@@ -17,6 +18,7 @@ mod presence;
 pub mod readings;
 pub mod strategy;
 mod table;
+mod world;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -36,11 +38,10 @@ use crate::error::{Code, Error};
 use crate::hub::{Full, Hub, Local};
 use crate::ids::{Life, NodeId, UserId};
 use crate::mail::index::MailIndex;
-use crate::protocol::message::{Message, Rendered, Settlement, Stamp};
+use crate::protocol::message::{Message, Rendered, Settlement};
 use crate::protocol::target::Target;
-use path::{Event, World};
+use path::Event;
 use readings::Readings;
-use strategy::{route, Lookup, Nodes, Route};
 use table::PathTable;
 
 /// Called exactly once with the message's fate, on any thread: it must return at once.
@@ -209,6 +210,13 @@ impl Router {
 
     /// Takes a message and settles it. Never blocks; messages accepted one after the other leave in that order.
     pub fn accept(&self, message: Message, settle: Settle) {
+        #[cfg(feature = "sabotage")]
+        if crate::sabotage::is("reject-some") && crate::sabotage::every(2) {
+            return settle(failed(Code::Offline, "not connected anywhere"));
+        }
+        #[cfg(feature = "sabotage")]
+        let message =
+            Message { redelivered: message.redelivered || crate::sabotage::is("mark-all"), ..message };
         let now = Instant::now();
         if !self.is_linked() {
             return settle(unavailable());
@@ -346,70 +354,5 @@ impl Router {
     /// Whether the window of what backends publish has little room left.
     pub fn set_ingress_pressed(&self, pressed: bool) {
         self.ingress_is_pressed.store(pressed, Ordering::Relaxed);
-    }
-}
-
-impl Lookup for Router {
-    fn this_node(&self) -> &NodeId {
-        self.node()
-    }
-
-    fn user_is_here(&self, user: &UserId) -> bool {
-        self.hub.holds(user)
-    }
-
-    fn nodes_of(&self, user: &UserId) -> Nodes {
-        self.directory.nodes_of(Key::user(user))
-    }
-
-    fn is_live(&self, node: &NodeId) -> bool {
-        self.directory.is_live(node)
-    }
-}
-
-impl World for Router {
-    fn this_node(&self) -> &NodeId {
-        self.node()
-    }
-
-    fn nodes(&self, target: &Target) -> Nodes {
-        match route(self.settings.routing, target, self) {
-            Route::Nodes(nodes) => nodes,
-            Route::Everyone | Route::Unsupported => Nodes::new(),
-        }
-    }
-
-    fn is_here(&self, target: &Target) -> bool {
-        match target {
-            Target::User(user) => self.hub.holds(user),
-            // Its worker says whether the session is there.
-            Target::Session(session) => session.node == *self.node(),
-            Target::Channel(_) | Target::Broadcast => false,
-        }
-    }
-
-    fn next_stamp(&self) -> Stamp {
-        Stamp { life: self.life, number: self.stamps.fetch_add(1, Ordering::Relaxed) }
-    }
-
-    fn taken(&self, key: SeenKey) -> Option<u32> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(key)
-    }
-
-    fn note_taken(&self, key: SeenKey, sessions: u32, now: Instant) {
-        // See Cargo.toml: what was delivered is forgotten.
-        if cfg!(feature = "sabotage-no-dedup") {
-            return;
-        }
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).note(key, sessions, now);
-    }
-
-    fn answer_within(&self) -> Duration {
-        self.settings.receipt_timeout
-    }
-
-    fn is_under_pressure(&self) -> bool {
-        self.pending() > self.settings.pending_max / PRESSURE_SHARE
-            || self.ingress_is_pressed.load(Ordering::Relaxed)
     }
 }

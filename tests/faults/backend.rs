@@ -11,8 +11,8 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProper
 use serde_json::Value;
 use tokio::time::{sleep, sleep_until, timeout, Instant};
 
-use crate::publishers::{meaning, Job};
-use crate::record::{Key, Told};
+use crate::publishers::Job;
+use crate::record::{Key, Kind, Told};
 
 /// Messages that await the broker's confirm.
 const WINDOW: usize = 256;
@@ -65,15 +65,18 @@ async fn publish(
     channel: &Channel,
     reply_to: &ShortString,
     number: u32,
+    retry: bool,
 ) -> Option<impl std::future::Future<Output = (u32, bool)>> {
-    let key = job.key(number);
-    job.recorder.sending(key, job.user(number));
-    let properties = BasicProperties::default()
-        .with_message_id(ShortString::try_new(key.id()).ok()?)
+    let letter = job.sending(number, retry);
+    let mut properties = BasicProperties::default()
+        .with_message_id(ShortString::try_new(job.key(number).id()).ok()?)
         .with_app_id("backend".into())
-        .with_delivery_mode(2)
+        .with_delivery_mode(if letter.kind == Kind::Once { 1 } else { 2 })
         .with_reply_to(reply_to.clone());
-    let target = ShortString::try_new(format!("user.u{}", job.user(number))).ok()?;
+    if let Some(ttl) = letter.ttl_ms {
+        properties = properties.with_expiration(ShortString::try_new(ttl.to_string()).ok()?);
+    }
+    let target = ShortString::try_new(letter.target).ok()?;
     let exchange = ShortString::try_new(job.ingress.clone()).ok()?;
     let body = job.payload(number).to_string();
     let options = BasicPublishOptions { mandatory: true, ..Default::default() };
@@ -93,7 +96,7 @@ async fn converse(
     let mut unsettled = HashSet::new();
     for number in state.open.keys() {
         unsettled.insert(*number);
-        confirms.push(publish(job, channel, &reply_to, *number).await?);
+        confirms.push(publish(job, channel, &reply_to, *number, true).await?);
     }
     let (mut pace, mut heard) = (job.pace(), Instant::now());
     while !(job.stopped() && state.open.is_empty()) {
@@ -104,7 +107,7 @@ async fn converse(
                 state.open.insert(number, ());
                 unsettled.insert(number);
                 for _ in 0..=u8::from(job.twice) {
-                    confirms.push(publish(job, channel, &reply_to, number).await?);
+                    confirms.push(publish(job, channel, &reply_to, number, false).await?);
                 }
             }
             Some((number, confirmed)) = confirms.next(), if !confirms.is_empty() => {
@@ -135,8 +138,8 @@ async fn converse(
 fn settled(job: &Job, body: &[u8]) -> u32 {
     let answer: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
     let key = answer["id"].as_str().and_then(Key::parse);
-    if let (Some(key), Some(told)) = (key, meaning(&answer)) {
-        job.recorder.told(key, told);
-    }
-    key.map_or(u32::MAX, |key| key.number)
+    let Some(key) = key else { return u32::MAX };
+    // The gateway tries by itself whatever may be tried again.
+    job.answered(key.number, &answer);
+    key.number
 }

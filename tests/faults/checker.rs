@@ -1,11 +1,24 @@
-//! Judges a history: lost, duplicated, unexpected, reordered, untrue, and how long recovery took. Pure.
+//! Judges a history: each column of the fault table is counted here, and must be 0. Pure.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
-use crate::record::{History, Key, Receipt, Sent, Told};
+use crate::record::{History, Key, Kind, Reason, Receipt, Seat, Sent, Told};
 
-/// How many offending messages are kept for the report.
-const SHOWN_MAX: usize = 8;
+#[path = "checker_facts.rs"]
+mod facts;
+#[path = "checker_order.rs"]
+mod order;
+#[path = "checker_times.rs"]
+mod times;
+
+use facts::{Facts, LAG_US};
+
+/// How many offending messages are kept for the report, of each kind.
+const SHOWN_MAX: usize = 6;
+/// After its time to live a message may still be on its way to the socket, or in it, for so long.
+const LATE_US: u64 = 4_000_000;
+/// How long after its confirm a settlement may come.
+const SETTLED_US: u64 = 30_000_000;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offence {
@@ -17,21 +30,45 @@ pub struct Offence {
 #[derive(Debug, Default, Clone)]
 pub struct Verdict {
     pub sent: usize,
-    /// Accepted, and seen by no device of its user.
+    /// Accepted, owed to somebody who was there or came back, and seen by no device of its user.
     pub lost: usize,
+    /// Refused for good without a reason, or with `retry` while nothing was wrong.
+    pub rejected: usize,
     /// Shown again to a device without a word that it is a repetition.
     pub duplicated: usize,
     /// Repetitions that said so, or that the publisher itself caused: a client library hides them.
     pub repeated: usize,
-    /// Never sent, or for another user.
+    /// Never sent, for another user or session, or shown after its time to live.
     pub unexpected: usize,
-    /// Newer before older, among messages that were handed over once and not marked as repeated or out of order.
+    /// Newer before older, in the order in which the publisher handed them over.
     pub reordered: usize,
-    /// Senders that were told something else than what happened, or nothing at all.
+    /// Marked as redelivered although nothing happened that could be the reason.
+    pub marked: usize,
+    /// A device that was connected all the time and did not get what others got, or what only those who are
+    /// connected get.
+    pub missed: usize,
+    /// Senders that were told something else than what happened, nothing at all, or something too often.
     pub untrue: usize,
+    /// Devices without a later receipt after the end of a fault, although there were messages for them.
+    pub never: usize,
     /// From a healing action to the next delivery, in milliseconds, over all devices and actions; sorted.
     pub recovery_ms: Vec<u64>,
+    /// From the publish to the receipt, p99 in milliseconds over the devices that do not misbehave: before the
+    /// first fault, and from then on.
+    pub calm_ms: Option<f64>,
+    pub others_ms: Option<f64>,
     pub offences: Vec<Offence>,
+}
+
+/// What a run is measured by.
+pub struct Rules<'a> {
+    /// The devices that are meant to be connected all the time.
+    pub served: &'a dyn Fn(u32) -> bool,
+    /// So long after the end of a fault its traces are excused: repeats that say so, and devices that missed
+    /// something on a node that was cut off.
+    pub grace_us: u64,
+    /// Nothing forces a redelivery: what is marked must be in order as well.
+    pub ordered: bool,
 }
 
 impl Verdict {
@@ -47,48 +84,67 @@ impl Verdict {
         self.recovery_ms.get((last * percent).div_ceil(100)).copied()
     }
 
-    /// Whether everything that must hold did. Order is only promised while nothing is redelivered.
-    pub fn holds(&self, ordered: bool) -> bool {
-        let broken = self.lost + self.duplicated + self.unexpected + self.untrue;
-        broken == 0 && (!ordered || self.reordered == 0)
+    /// Every column that must be 0, as it is called.
+    pub fn columns(&self) -> [(&'static str, usize); 9] {
+        [
+            ("lost", self.lost),
+            ("wrongly rejected", self.rejected),
+            ("unmarked repeats", self.duplicated),
+            ("unexpected", self.unexpected),
+            ("told wrong", self.untrue),
+            ("out of order", self.reordered),
+            ("marked", self.marked),
+            ("missed", self.missed),
+            ("never back", self.never),
+        ]
+    }
+
+    pub fn holds(&self) -> bool {
+        self.columns().iter().all(|(_, count)| *count == 0)
     }
 }
 
-/// Judges `history`; recovery counts the devices that `served` names as connected through the fault.
-pub fn check(history: &History, served: impl Fn(u32) -> bool) -> Verdict {
+/// Judges `history` by `rules`.
+pub fn check(history: &History, rules: &Rules) -> Verdict {
     let mut verdict = Verdict { sent: history.sent.len(), ..Verdict::default() };
-    let seen = check_receipts(history, &mut verdict);
+    let facts = Facts::new(history, rules.grace_us);
+    check_receipts(&facts, &mut verdict);
     let mut keys: Vec<_> = history.sent.keys().copied().collect();
     keys.sort_unstable();
     for key in keys {
-        check_sent(key, &history.sent[&key], seen.contains(&key), &mut verdict);
+        let sent = &history.sent[&key];
+        check_lost(key, sent, &facts, &mut verdict);
+        check_rejected(key, sent, &facts, &mut verdict);
+        check_told(key, sent, &facts, &mut verdict);
+        check_missed(key, sent, &facts, &mut verdict);
     }
-    check_order(history, &mut verdict);
-    verdict.recovery_ms = recovery(history, served);
+    order::check(history, rules.ordered, &mut verdict);
+    times::check(history, rules, &mut verdict);
     verdict
 }
 
-/// Returns what was seen by the right users.
-fn check_receipts(history: &History, verdict: &mut Verdict) -> HashSet<Key> {
-    let mut seen = HashSet::new();
-    let mut first: HashMap<(u32, Key), u32> = HashMap::new();
-    for receipt in &history.receipts {
-        let user = history.devices.get(receipt.device as usize).copied();
-        let Some((key, sent)) = receipt.key.and_then(|key| Some((key, history.sent.get(&key)?))) else {
+fn check_receipts(facts: &Facts, verdict: &mut Verdict) {
+    let mut first = std::collections::HashMap::new();
+    for receipt in &facts.history.receipts {
+        let Some((key, sent)) = receipt.key.and_then(|key| Some((key, facts.history.sent.get(&key)?))) else {
             verdict.unexpected += 1;
             verdict.offend("unexpected", receipt.key, format!("nobody sent {receipt:?}"));
             continue;
         };
-        if user != Some(sent.user) {
+        if let Some(why) = misdirected(facts, sent, receipt) {
             verdict.unexpected += 1;
-            verdict.offend("unexpected", Some(key), format!("for user {}: {receipt:?}", sent.user));
+            verdict.offend("unexpected", Some(key), format!("{why}: {receipt:?}"));
             continue;
         }
-        seen.insert(key);
+        if receipt.redelivered && !facts.may_repeat(sent, receipt) {
+            verdict.marked += 1;
+            verdict.offend("marked", Some(key), format!("nothing happened: {receipt:?}, {sent:?}"));
+        }
         let Some(before) = first.insert((receipt.device, key), receipt.session) else { continue };
         // A repeat of the publisher's own making can be recognised only where the first one was seen: not by
-        // the node that the client has moved to. The client library has the id.
-        let own_making = sent.attempts > 1 && before != receipt.session;
+        // the node that the client has moved to. Nor does that node know which broadcasts the client has seen.
+        let elsewhere = before != receipt.session;
+        let own_making = elsewhere && (sent.attempts > 1 || sent.letter.kind == Kind::Broadcast);
         if receipt.redelivered || own_making {
             verdict.repeated += 1;
         } else {
@@ -96,60 +152,95 @@ fn check_receipts(history: &History, verdict: &mut Verdict) -> HashSet<Key> {
             verdict.offend("duplicated", Some(key), format!("seen before in session {before}: {receipt:?}"));
         }
     }
-    seen
 }
 
-fn check_sent(key: Key, sent: &Sent, seen: bool, verdict: &mut Verdict) {
-    if sent.told.accepted() && !seen {
+/// Why this device should not have got it.
+fn misdirected(facts: &Facts, sent: &Sent, receipt: &Receipt) -> Option<&'static str> {
+    let letter = &sent.letter;
+    let right = match letter.kind {
+        Kind::Broadcast => true,
+        Kind::Session => letter.seat == Some(receipt.seat()),
+        Kind::User | Kind::Once | Kind::Brief => {
+            facts.history.devices.get(receipt.device as usize) == Some(&letter.user)
+        }
+    };
+    let ttl_us = letter.ttl_ms.filter(|_| sent.attempts == 1).map(|ttl| ttl * 1000);
+    if !right {
+        Some("it was for somebody else")
+    } else if ttl_us.is_some_and(|ttl| receipt.at_us > sent.at_us + ttl + LATE_US) {
+        Some("its time to live was over")
+    } else {
+        None
+    }
+}
+
+fn check_lost(key: Key, sent: &Sent, facts: &Facts, verdict: &mut Verdict) {
+    if sent.told.accepted() && facts.is_owed(sent) && !facts.is_seen(key) {
         verdict.lost += 1;
         verdict.offend("lost", Some(key), format!("accepted, never seen: {sent:?}"));
     }
-    let untrue = match sent.told {
-        Told::Delivered | Told::Stored => !seen,
-        // An earlier try may have arrived although its sender could not hear of it.
-        Told::Rejected => seen && sent.attempts == 1,
-        Told::Nothing => true,
-        Told::Confirmed => false,
+}
+
+fn check_rejected(key: Key, sent: &Sent, facts: &Facts, verdict: &mut Verdict) {
+    let stuck = facts.history.stuck.contains(&sent.letter.user);
+    let calm = !facts.disturbed(sent.at_us.saturating_sub(LAG_US), sent.told_us) && !stuck;
+    let wrong = match sent.told {
+        Told::Rejected(Reason::Expired) => {
+            let ttl_us = sent.letter.ttl_ms.map_or(u64::MAX, |ttl| ttl * 1000);
+            sent.told_us + 100_000 < sent.at_us.saturating_add(ttl_us)
+        }
+        Told::Rejected(Reason::Offline) => match sent.letter.kind {
+            Kind::Once => calm && facts.connected(sent),
+            Kind::Session => calm && facts.session_lasts(sent),
+            Kind::User | Kind::Brief | Kind::Broadcast => true,
+        },
+        Told::Rejected(Reason::Other) => true,
+        _ => false,
     };
-    if untrue {
+    if wrong || sent.refusals > 0 && calm {
+        verdict.rejected += 1;
+        verdict.offend("rejected", Some(key), format!("without a reason: {sent:?}"));
+    }
+}
+
+fn check_told(key: Key, sent: &Sent, facts: &Facts, verdict: &mut Verdict) {
+    let (kind, seen) = (sent.letter.kind, facts.is_seen(key));
+    let owed = facts.is_owed(sent);
+    let untrue = match sent.told {
+        Told::Delivered(sessions) => {
+            !kind.at_least_once() || owed && (!seen || sessions as usize > facts.seats(key).len())
+        }
+        Told::Stored => !matches!(kind, Kind::User | Kind::Brief) || owed && !seen,
+        Told::Published => kind.at_least_once(),
+        // An earlier try may have arrived although its sender could not hear of it.
+        Told::Rejected(_) => seen && sent.attempts == 1,
+        Told::Nothing => true,
+        Told::Confirmed => sent.letter.asks && !facts.disturbed(sent.at_us, sent.told_us + SETTLED_US),
+    };
+    let too_often = sent.settlements > sent.attempts && !facts.disturbed(sent.at_us, sent.told_us);
+    if untrue || too_often {
         verdict.untrue += 1;
         verdict.offend("untrue", Some(key), format!("seen: {seen}, but {sent:?}"));
     }
 }
 
-fn check_order(history: &History, verdict: &mut Verdict) {
-    let mut newest: HashMap<(u32, u32), (u32, HashSet<u32>)> = HashMap::new();
-    for receipt in &history.receipts {
-        let Some(key) = receipt.key else { continue };
-        let Some(sent) = history.sent.get(&key) else { continue };
-        let (newest, known) = newest.entry((receipt.device, key.publisher)).or_default();
-        let again = !known.insert(key.number);
-        // What comes too early or too late is marked: one of the two, that is.
-        if again || receipt.redelivered || sent.attempts > 1 {
-            continue;
-        }
-        if key.number < *newest {
-            verdict.reordered += 1;
-            verdict.offend("reordered", Some(key), format!("after number {newest}: {receipt:?}"));
-        }
-        *newest = key.number.max(*newest);
+/// Devices that were there from before the message until after its settlement.
+fn check_missed(key: Key, sent: &Sent, facts: &Facts, verdict: &mut Verdict) {
+    let for_all = matches!(sent.letter.kind, Kind::Once | Kind::Broadcast);
+    let settled = matches!(sent.told, Told::Delivered(_) | Told::Stored | Told::Published);
+    // Seen by nobody is another column.
+    let counts = if for_all { sent.attempts == 1 } else { facts.is_seen(key) };
+    if !settled || !counts || sent.letter.kind == Kind::Session || sent.letter.ttl_ms.is_some() {
+        return;
     }
-}
-
-fn recovery(history: &History, served: impl Fn(u32) -> bool) -> Vec<u64> {
-    let mut by_device: HashMap<u32, Vec<&Receipt>> = HashMap::new();
-    for receipt in history.receipts.iter().filter(|receipt| served(receipt.device)) {
-        by_device.entry(receipt.device).or_default().push(receipt);
-    }
-    let mut gaps = Vec::new();
-    for action in history.actions.iter().filter(|action| action.heals) {
-        for receipts in by_device.values() {
-            let next = receipts.partition_point(|receipt| receipt.at_us < action.at_us);
-            gaps.extend(receipts.get(next).map(|next| (next.at_us - action.at_us) / 1000));
+    let seats = facts.seats(key);
+    let seen: HashSet<u32> = seats.iter().map(|seat: &Seat| seat.device).collect();
+    for device in facts.present(sent) {
+        if !seen.contains(&device) {
+            verdict.missed += 1;
+            verdict.offend("missed", Some(key), format!("device {device} was connected: {sent:?}"));
         }
     }
-    gaps.sort_unstable();
-    gaps
 }
 
 #[cfg(test)]

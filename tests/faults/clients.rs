@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout, Instant};
 use tokio_tungstenite::WebSocketStream;
 use tungstenite::Message;
 
-use crate::record::{Chance, Key, Recorder};
+use crate::record::{Chance, Heals, Key, Recorder, Seat};
 
 pub type Socket = WebSocketStream<TcpStream>;
 
@@ -22,7 +22,18 @@ const SILENCE_MAX: Duration = Duration::from_secs(9);
 const BACKOFF_FLOOR_MS: u64 = 100;
 const BACKOFF_CEILING_MS: u64 = 2_000;
 
-/// How a device behaves until the scenario calls for calm.
+/// What a scenario asks of its devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Everybody behaves: the figures to compare with.
+    Calm,
+    /// Each does what its habit is.
+    Act,
+    /// Everybody comes home and behaves; the run ends soon.
+    Home,
+}
+
+/// How a device behaves while the scenario lets it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Habit {
     /// Stays connected and reads.
@@ -35,6 +46,8 @@ pub enum Habit {
     NeverAcks,
     /// Reads one frame in a while, through a narrow window.
     Crawls,
+    /// Promises acknowledgements and does not even read.
+    Deaf,
     /// Comes and goes, with pauses.
     Away,
 }
@@ -55,20 +68,20 @@ pub struct Device {
 pub struct Site {
     pub ports: Arc<[u16]>,
     pub recorder: Arc<Recorder>,
-    /// `true`: misbehave no more; the run ends soon.
-    pub calm: watch::Receiver<bool>,
+    pub phase: watch::Receiver<Phase>,
     /// Counts orders to drop every connection at once.
     pub drops: watch::Receiver<u64>,
     pub seed: u64,
 }
 
 impl Site {
-    fn is_calm(&self) -> bool {
-        *self.calm.borrow()
+    fn acts(&self) -> bool {
+        *self.phase.borrow() == Phase::Act
     }
 }
 
-pub async fn connect(port: u16, query: &str, narrow: bool) -> Option<Socket> {
+/// Returns the socket and the name of its session.
+pub async fn connect(port: u16, query: &str, narrow: bool) -> Option<(Socket, String)> {
     let connecting = async {
         let socket = TcpSocket::new_v4().ok()?;
         if narrow {
@@ -80,10 +93,10 @@ pub async fn connect(port: u16, query: &str, narrow: bool) -> Option<Socket> {
         let url = format!("ws://127.0.0.1:{port}/ws?{query}");
         let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await.ok()?;
         // Only a welcome says that the session exists.
-        match socket.next().await? {
-            Ok(Message::Text(text)) if text.contains("\"welcome\"") => Some(socket),
-            _ => None,
-        }
+        let Message::Text(text) = socket.next().await?.ok()? else { return None };
+        let welcome: Value = serde_json::from_str(&text).ok().filter(|it: &Value| it["type"] == "welcome")?;
+        let name = welcome["session"].as_str()?.to_owned();
+        Some((socket, name))
     };
     timeout(CONNECT_MAX, connecting).await.ok().flatten()
 }
@@ -95,12 +108,17 @@ pub async fn live(device: Device, mut site: Site) {
     loop {
         let acks = if device.acks || device.habit == Habit::NeverAcks { "&ack=client" } else { "" };
         let query = format!("user=u{}{acks}", device.user);
-        let narrow = device.habit == Habit::Crawls && !site.is_calm();
-        match connect(site.ports[node % site.ports.len()], &query, narrow).await {
-            Some(socket) => {
+        let narrow =
+            matches!(device.habit, Habit::Crawls | Habit::Deaf) && *site.phase.borrow() != Phase::Home;
+        let at = node % site.ports.len();
+        match connect(site.ports[at], &query, narrow).await {
+            Some((socket, name)) => {
                 tries = 0;
                 session += 1;
-                let after = converse(device, session, socket, &mut site, &mut chance).await;
+                let seat = Seat { device: device.index, session };
+                site.recorder.opened(seat, at, name);
+                let after = converse(device, seat, socket, &mut site, &mut chance).await;
+                site.recorder.ended(seat);
                 sleep(after).await;
             }
             None => {
@@ -117,42 +135,41 @@ pub async fn live(device: Device, mut site: Site) {
 /// One session, from welcome to its end. Returns how long to stay away.
 async fn converse(
     device: Device,
-    session: u32,
+    seat: Seat,
     mut socket: Socket,
     site: &mut Site,
     chance: &mut Chance,
 ) -> Duration {
-    let mut ear = Ear { device, session, recorder: site.recorder.clone(), after: Duration::ZERO };
+    let mut ear = Ear { seat, recorder: site.recorder.clone(), after: Duration::ZERO };
     // The habit's next act; far away for those who have none.
     let mut act = Instant::now() + pause(device.habit, chance);
     let mut heard = Instant::now();
-    let mut calm = site.is_calm();
+    let mut acts = site.acts();
     loop {
-        let crawls = device.habit == Habit::Crawls && !calm;
+        let crawls = device.habit == Habit::Crawls && acts;
+        let deaf = device.habit == Habit::Deaf && acts;
         let read_from = if crawls { Instant::now() + Duration::from_millis(400) } else { Instant::now() };
         let next = async {
             tokio::time::sleep_until(read_from).await;
             socket.next().await
         };
         tokio::select! {
-            frame = next => {
+            frame = next, if !deaf => {
                 heard = Instant::now();
                 let Some(Ok(frame)) = frame else {
                     site.recorder.closed(0);
                     return ear.after;
                 };
-                let answers = device.acks && (device.habit != Habit::NeverAcks || calm);
+                let answers = device.acks && (device.habit != Habit::NeverAcks || !acts);
                 if let Some(ack) = ear.hear(frame).filter(|_| answers) {
                     if socket.send(Message::text(ack)).await.is_err() {
                         return Duration::ZERO;
                     }
                 }
             }
-            _ = tokio::time::sleep_until(act), if !calm => {
-                if !misbehave(device.habit, &mut socket, &mut ear).await {
-                    act = Instant::now() + pause(device.habit, chance);
-                    continue;
-                }
+            _ = tokio::time::sleep_until(act), if acts => {
+                site.recorder.ended(seat);
+                misbehave(device.habit, &mut socket, &mut ear).await;
                 let away = if device.habit == Habit::Away { chance.pick(300..1500) } else { 0 };
                 return Duration::from_millis(away);
             }
@@ -160,16 +177,19 @@ async fn converse(
                 reset(&socket);
                 return Duration::from_millis(chance.pick(0..1000));
             }
-            _ = site.calm.changed() => {
-                calm = true;
-                if device.habit == Habit::NeverAcks {
+            _ = site.phase.changed() => {
+                acts = site.acts();
+                act = Instant::now() + pause(device.habit, chance);
+                heard = Instant::now();
+                if device.habit == Habit::NeverAcks && *site.phase.borrow() == Phase::Home {
                     return Duration::ZERO;
                 }
             }
-            _ = tokio::time::sleep_until(heard + SILENCE_MAX) => {
+            _ = tokio::time::sleep_until(heard + SILENCE_MAX), if !deaf => {
                 site.recorder.closed(1);
                 let port = socket.get_ref().peer_addr().map_or(0, |peer| peer.port());
-                site.recorder.act(format!("device {} hears nothing on port {port}", device.index));
+                let what = format!("device {} hears nothing on port {port}", device.index);
+                site.recorder.note(what, Heals::No);
                 return Duration::ZERO;
             }
         }
@@ -178,16 +198,16 @@ async fn converse(
 
 fn pause(habit: Habit, chance: &mut Chance) -> Duration {
     match habit {
-        Habit::Steady | Habit::NeverAcks | Habit::Crawls => Duration::from_secs(86_400),
+        Habit::Steady | Habit::NeverAcks | Habit::Crawls | Habit::Deaf => Duration::from_secs(86_400),
         Habit::Vanishes | Habit::Moves => Duration::from_millis(chance.pick(200..1500)),
         Habit::Away => Duration::from_millis(chance.pick(500..2000)),
     }
 }
 
-/// Does what the habit is about; `true` if the session is over with that.
-async fn misbehave(habit: Habit, socket: &mut Socket, ear: &mut Ear) -> bool {
+/// Ends the session in the way of the habit.
+async fn misbehave(habit: Habit, socket: &mut Socket, ear: &mut Ear) {
     match habit {
-        Habit::Steady | Habit::NeverAcks | Habit::Crawls => return false,
+        Habit::Steady | Habit::NeverAcks | Habit::Crawls | Habit::Deaf => {}
         Habit::Vanishes => reset(socket),
         Habit::Moves | Habit::Away => {
             if socket.close(None).await.is_ok() {
@@ -201,7 +221,6 @@ async fn misbehave(habit: Habit, socket: &mut Socket, ear: &mut Ear) -> bool {
             }
         }
     }
-    true
 }
 
 /// The next thing the server sees is a reset.
@@ -211,8 +230,7 @@ fn reset(socket: &Socket) {
 
 /// Records what one session hears.
 struct Ear {
-    device: Device,
-    session: u32,
+    seat: Seat,
     recorder: Arc<Recorder>,
     /// What the server asked for before it closed.
     after: Duration,
@@ -244,7 +262,7 @@ impl Ear {
         // What travels in the message must be what its id says, too.
         let key = Key::parse(id).filter(|key| frame["payload"]["n"].as_u64() == Some(key.number.into()));
         let redelivered = frame["redelivered"] == true;
-        self.recorder.received(key, self.device.index, self.session, redelivered);
+        self.recorder.received(key, self.seat, redelivered);
         json!({"type": "ack", "ids": [id]}).to_string()
     }
 }

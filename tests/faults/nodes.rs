@@ -18,12 +18,23 @@ pub struct NodeSettings {
     pub prefix: String,
     pub quorum: bool,
     pub more: &'static [(&'static str, &'static str)],
+    /// How many seconds the wall clock of each node is ahead; none = all are right.
+    pub skew_s: &'static [i64],
+    pub sabotage: String,
+}
+
+/// The preloaded library that gives a process another wall clock. It leaves the monotonic clock alone.
+fn fake_time() -> PathBuf {
+    let folders = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib", "/usr/local/lib"];
+    let paths = folders.iter().map(|folder| Path::new(folder).join("faketime/libfaketimeMT.so.1"));
+    paths.into_iter().find(|path| path.exists()).expect("libfaketime is not installed (Debian: faketime)")
 }
 
 pub struct NodeProcess {
     pub name: String,
     pub port: u16,
     admin: u16,
+    index: usize,
     amqp_url: String,
     settings: NodeSettings,
     child: Option<Child>,
@@ -33,7 +44,7 @@ impl NodeProcess {
     pub fn start(settings: &NodeSettings, index: usize, amqp_url: String) -> Self {
         let name = format!("node{index}");
         let (port, admin) = (free_port(), free_port());
-        let mut node = Self { name, port, admin, amqp_url, settings: settings.clone(), child: None };
+        let mut node = Self { name, port, admin, index, amqp_url, settings: settings.clone(), child: None };
         node.start_again();
         node
     }
@@ -57,11 +68,16 @@ impl NodeProcess {
             .env("WARREN_PING_INTERVAL_MS", "4000")
             .env("WARREN_PONG_TIMEOUT_MS", "4000")
             .env("WARREN_DRAIN_MS", "4000")
-            .env("WARREN_LOG", "info,warren::bus::rabbit::mail=debug")
+            .env("WARREN_LOG", "info")
+            .env("SABOTAGE", &settings.sabotage)
             .envs(settings.more.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
+        if let Some(skew) = settings.skew_s.get(self.index).filter(|skew| **skew != 0) {
+            command.env("LD_PRELOAD", fake_time()).env("FAKETIME", format!("{skew:+}"));
+            command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");
+        }
         self.child = Some(command.spawn().expect("the node cannot be started"));
     }
 
@@ -73,6 +89,14 @@ impl NodeProcess {
         let url = format!("http://127.0.0.1:{}/readyz", self.admin);
         let answer = reqwest::Client::new().get(url).timeout(Duration::from_secs(1)).send().await;
         answer.is_ok_and(|answer| answer.status().is_success())
+    }
+
+    /// A gauge of its metrics. `None`: it does not answer, or has no such gauge.
+    pub async fn gauge(&self, name: &str) -> Option<f64> {
+        let url = format!("http://127.0.0.1:{}/metrics", self.admin);
+        let asked = reqwest::Client::new().get(url).timeout(Duration::from_secs(2)).send().await.ok()?;
+        let text = asked.text().await.ok()?;
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
     }
 
     pub async fn ready(&self) {

@@ -13,6 +13,11 @@ pub struct Options {
     pub seeds: Vec<u64>,
     minutes: Option<f64>,
     pub table: Option<PathBuf>,
+    /// Prints the sabotages instead, one to a line: its name and the row that must show it.
+    pub sabotages: bool,
+    mails: Option<u32>,
+    /// What the nodes break on purpose.
+    sabotage: String,
     binary: PathBuf,
 }
 
@@ -33,6 +38,9 @@ impl Options {
             seeds: vec![seed.unwrap_or(1)],
             minutes: environment("MINUTES")?,
             table: None,
+            sabotages: false,
+            mails: None,
+            sabotage: String::new(),
             binary: env!("CARGO_BIN_EXE_warren").into(),
         };
         let mut arguments = std::env::args().skip(1);
@@ -41,6 +49,11 @@ impl Options {
             match argument.as_str() {
                 "--all" => options.all = true,
                 "--table" => options.table = Some(value()?.into()),
+                "--sabotages" => options.sabotages = true,
+                "--mails" => {
+                    options.mails = Some(value()?.parse().map_err(|_| "--mails: how many?")?);
+                }
+                "--sabotage" => options.sabotage = value()?,
                 "--binary" => options.binary = value()?.into(),
                 "--seeds" => {
                     let seeds: Result<_, _> = value()?.split(',').map(str::parse).collect();
@@ -57,7 +70,11 @@ impl Options {
     pub fn wants(&self, name: &str, quick: bool) -> bool {
         match self.names.is_empty() {
             true => self.all || quick,
-            false => self.names.iter().any(|wanted| name.contains(wanted.as_str())),
+            // `=name`: that row alone.
+            false => self.names.iter().any(|wanted| match wanted.strip_prefix('=') {
+                Some(wanted) => name == wanted,
+                None => name.contains(wanted.as_str()),
+            }),
         }
     }
 
@@ -68,7 +85,9 @@ impl Options {
             messages: if seconds.is_some() { LONG } else { SHORT },
             // A little more than it takes, for the time that faults cost.
             rate: seconds.map(|seconds| (1.2 * LONG as f64 / seconds).clamp(600.0, 3_000.0) as u32),
-            repeats: seconds.is_some(),
+            long: seconds.is_some(),
+            mails: self.mails,
+            sabotage: self.sabotage.clone(),
             binary: self.binary.clone(),
         }
     }

@@ -1,11 +1,14 @@
-//! The brokers of a group of scenarios, and what is asked of them by hand: rabbitmqctl and the management API.
+//! The brokers that scenarios play on, and what is asked of them by hand: rabbitmqctl and the management API.
 
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::sync::Mutex;
+use tokio::time::sleep;
 
-use crate::broker::{free_port, PrivateBroker};
+use crate::broker::{free_port, Management, PrivateBroker};
 use crate::eventually::eventually;
 
 /// What a scenario plays on.
@@ -16,9 +19,71 @@ pub enum Kind {
     ThreeBrokers,
 }
 
+/// How many stages with one broker there may be: a scenario that disturbs its broker gets one on which nobody
+/// waits for stragglers any more.
+const ONE_BROKER_MAX: usize = 3;
+
+pub struct Broker {
+    pub url: String,
+    pub port: u16,
+    pub management: Management,
+    management_port: u16,
+    node_name: String,
+    process: Mutex<PrivateBroker>,
+}
+
+impl Broker {
+    fn new(process: PrivateBroker) -> Self {
+        Self {
+            url: process.url(),
+            port: process.port(),
+            management: process.management(),
+            management_port: process.management_port(),
+            node_name: process.node_name(),
+            process: Mutex::new(process),
+        }
+    }
+
+    /// Runs `rabbitmqctl`.
+    pub async fn ctl(&self, arguments: &[&str]) -> String {
+        self.process.lock().await.ctl(arguments).await
+    }
+
+    pub async fn kill(&self) {
+        self.process.lock().await.kill();
+    }
+
+    pub async fn start_again(&self) {
+        self.process.lock().await.start_again().await;
+    }
+}
+
+/// All stages of a run. They are reused: a scenario has names of its own on its broker.
+#[derive(Default)]
+pub struct Stages(Vec<Arc<Stage>>);
+
+impl Stages {
+    /// A stage for a scenario. `alone`: nobody else may be on it, since the broker will suffer.
+    pub async fn take(&mut self, kind: Kind, alone: bool) -> Arc<Stage> {
+        loop {
+            let fits = |stage: &&Arc<Stage>| stage.kind == kind && (!alone || Arc::strong_count(stage) == 1);
+            if let Some(stage) = self.0.iter().filter(fits).max_by_key(|stage| Arc::strong_count(stage)) {
+                return stage.clone();
+            }
+            let count = self.0.iter().filter(|stage| stage.kind == kind).count();
+            let most = if kind == Kind::OneBroker { ONE_BROKER_MAX } else { 1 };
+            if count < most {
+                self.0.push(Arc::new(Stage::set(kind).await));
+            } else {
+                sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+}
+
 pub struct Stage {
     pub kind: Kind,
-    pub brokers: Vec<PrivateBroker>,
+    pub brokers: Vec<Broker>,
     /// A name service that no broker's death takes away.
     _epmd: Option<Epmd>,
 }
@@ -46,9 +111,11 @@ impl Epmd {
 }
 
 impl Stage {
-    pub async fn set(kind: Kind) -> Self {
+    async fn set(kind: Kind) -> Self {
         let stage = match kind {
-            Kind::OneBroker => Self { kind, brokers: vec![PrivateBroker::start().await], _epmd: None },
+            Kind::OneBroker => {
+                Self { kind, brokers: vec![Broker::new(PrivateBroker::start().await)], _epmd: None }
+            }
             Kind::ThreeBrokers => Self::three().await,
         };
         stage.managed().await;
@@ -60,9 +127,9 @@ impl Stage {
         let epmd = Epmd::start(port).await;
         let mut brokers = vec![];
         for _ in 0..3 {
-            brokers.push(PrivateBroker::start_beside(port).await);
+            brokers.push(Broker::new(PrivateBroker::start_beside(port).await));
         }
-        let first = brokers[0].node_name();
+        let first = brokers[0].node_name.clone();
         for broker in &brokers[1..] {
             broker.ctl(&["stop_app"]).await;
             broker.ctl(&["reset"]).await;
@@ -75,7 +142,7 @@ impl Stage {
     /// Returns when the management API answers.
     pub async fn managed(&self) {
         let broker = &self.brokers[0];
-        let port = broker.management_port();
+        let port = broker.management_port;
         eventually("the management API listens", Duration::from_secs(60), || async move {
             tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()
         })
@@ -85,12 +152,12 @@ impl Stage {
     /// The addresses of all brokers, the `first` one of them in front.
     pub fn urls(&self, first: usize) -> Vec<String> {
         let count = self.brokers.len();
-        (0..count).map(|index| self.brokers[(first + index) % count].url()).collect()
+        (0..count).map(|index| self.brokers[(first + index) % count].url.clone()).collect()
     }
 
     /// Names and depths of the queues whose name begins with `prefix`.
     pub async fn queues(&self, prefix: &str) -> Vec<(String, u64)> {
-        let all = self.brokers[0].management().get("queues/%2f").await;
+        let all = self.brokers[0].management.get("queues/%2f").await;
         let queue = |queue: &Value| {
             let name = queue["name"].as_str()?.to_owned();
             name.starts_with(prefix).then(|| (name, queue["messages"].as_u64().unwrap_or(0)))
@@ -100,7 +167,7 @@ impl Stage {
 
     /// Asks until the broker knows which node consumes ingress: the statistics lag a second behind.
     pub async fn ingress_holder(&self, prefix: &str) -> Option<String> {
-        let management = self.brokers[0].management();
+        let management = &self.brokers[0].management;
         for _ in 0..50 {
             if let Some(name) = holder(&management.get("consumers/%2f").await, prefix) {
                 let path = format!("connections/{}", name.replace(' ', "%20").replace('>', "%3E"));
@@ -115,9 +182,15 @@ impl Stage {
         None
     }
 
+    /// The version of the broker that was found on this machine.
+    pub async fn version(&self) -> String {
+        let overview = self.brokers[0].management.get("overview").await;
+        overview["rabbitmq_version"].as_str().unwrap_or("?").to_owned()
+    }
+
     /// Removes what a scenario has left behind.
     pub async fn clear(&self, prefix: &str) {
-        let management = self.brokers[0].management();
+        let management = &self.brokers[0].management;
         for (queue, _) in self.queues(prefix).await {
             management.delete(&format!("queues/%2f/{queue}")).await;
         }

@@ -1,33 +1,34 @@
-//! One scenario's cluster, clients and publishers: put together, put under load, calmed down, judged.
+//! One scenario's cluster, clients and publishers: put together, put under load, led through its phases.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout, Instant};
+use tokio::time::{sleep, Instant};
 
 use crate::backend::over_amqp;
-use crate::checker::{check, Verdict};
-use crate::clients::{live, Habit, Site};
+use crate::clients::{live, Device, Habit, Phase, Site};
 use crate::eventually::eventually;
 use crate::nodes::{Folder, NodeProcess, NodeSettings};
-use crate::publishers::{over_http, over_socket, Job};
-use crate::record::{Chance, Recorder};
+use crate::publishers::{over_http, over_socket, Job, Mix};
+use crate::record::{Chance, Heals, Kind, Recorder};
 use crate::relay::Relay;
-use crate::scenario::Scenario;
+use crate::scenario::{Load, Scenario};
 use crate::stage::Stage;
 
-const NODES: usize = 3;
-/// How long publishers may take to learn what became of their last messages.
-const ANSWERS_MAX: Duration = Duration::from_secs(90);
-/// How long mailboxes and ingress may take to become empty, after the last message.
-const DRAIN_MAX: Duration = Duration::from_secs(90);
-/// Nothing more comes after so long without anything.
-const QUIET: Duration = Duration::from_millis(1_200);
+pub const NODES: usize = 3;
 /// A long run has as many times the load of a short one, at most.
 const HASTE_MAX: u32 = 5;
+/// Messages in a row from a backend to one user; the other publishers write to another user each time, so that nobody
+/// waits long for something.
+const RUN: u32 = 4;
 const RECOVERY_MAX: Duration = Duration::from_secs(60);
+/// The same, in a run that has failed already.
+const RECOVERY_AGAIN_MAX: Duration = Duration::from_secs(10);
+/// With more devices a broadcast is a load of its own.
+const BROADCAST_DEVICES_MAX: u32 = 500;
 
 /// How a run is to be.
 #[derive(Clone)]
@@ -36,42 +37,44 @@ pub struct Plan {
     pub messages: usize,
     /// Messages per second that a long run needs to be through in time. `None`: as the scenario says.
     pub rate: Option<u32>,
-    /// The fault is done again until there were enough messages.
-    pub repeats: bool,
+    /// A long run: the fault is done again until there were enough messages, and counts are not scaled down.
+    pub long: bool,
+    /// Mails of the row `mail-many`. `None`: as the length of the run says.
+    pub mails: Option<u32>,
+    /// What the nodes break on purpose. Only a build with that feature listens to it.
+    pub sabotage: String,
     pub binary: std::path::PathBuf,
 }
 
 pub struct World {
-    pub stage: Stage,
+    pub scenario: Scenario,
+    pub plan: Plan,
+    pub stage: Arc<Stage>,
     pub nodes: Vec<NodeProcess>,
     pub relays: Vec<Relay>,
     pub recorder: Arc<Recorder>,
     pub chance: Chance,
     pub prefix: String,
     /// Messages that belong into the dead queue.
-    pub buried: u64,
+    pub dead: u64,
     pub drops: watch::Sender<u64>,
-    calm: watch::Sender<bool>,
-    stop: watch::Sender<bool>,
-    devices: JoinSet<()>,
-    publishers: JoinSet<()>,
-    /// Those that are meant to be connected all the time.
-    served: Vec<u32>,
-    folder: Folder,
-}
-
-/// What came of a scenario.
-pub struct Outcome {
-    pub verdict: Verdict,
+    /// Users who connect when everybody comes home.
+    pub late: Vec<u32>,
     /// What is wrong beside the messages.
     pub troubles: Vec<String>,
-    pub closes: Vec<(u16, u32)>,
-    pub timeline: Vec<String>,
-    pub folder: Folder,
+    /// Slow lines that devices hang on.
+    pub lines: Vec<crate::line::Line>,
+    pub(super) phase: watch::Sender<Phase>,
+    pub(super) stop: watch::Sender<bool>,
+    pub(super) devices: JoinSet<()>,
+    pub(super) publishers: JoinSet<()>,
+    /// Those that are meant to be connected all the time.
+    pub(super) served: HashSet<u32>,
+    pub(super) folder: Folder,
 }
 
 impl World {
-    pub async fn build(stage: Stage, scenario: &Scenario, plan: &Plan, number: usize) -> Self {
+    pub async fn build(stage: Arc<Stage>, scenario: &Scenario, plan: &Plan, number: usize) -> Self {
         let prefix = format!("f{number}");
         let folder = Folder::new(&prefix);
         let (mut relays, mut nodes) = (vec![], vec![]);
@@ -81,11 +84,13 @@ impl World {
             prefix: prefix.clone(),
             quorum: stage.brokers.len() > 1,
             more: scenario.env,
+            skew_s: scenario.skew_s,
+            sabotage: plan.sabotage.clone(),
         };
         for index in 0..NODES {
             let url = match scenario.relayed {
                 true => {
-                    relays.push(Relay::start(stage.brokers[0].port()).await);
+                    relays.push(Relay::start(stage.brokers[0].port).await);
                     relays[index].url("%2f")
                 }
                 false => stage.urls(index).join(","),
@@ -95,42 +100,55 @@ impl World {
             nodes[index].ready().await;
         }
         Self {
+            scenario: *scenario,
+            plan: plan.clone(),
             stage,
             nodes,
             relays,
             recorder: Arc::new(Recorder::new()),
             chance: Chance::new(plan.seed, 0),
             prefix,
-            buried: 0,
+            dead: 0,
             drops: watch::Sender::new(0),
-            calm: watch::Sender::new(false),
+            late: vec![],
+            troubles: vec![],
+            lines: vec![],
+            phase: watch::Sender::new(Phase::Calm),
             stop: watch::Sender::new(false),
             devices: JoinSet::new(),
             publishers: JoinSet::new(),
-            served: vec![],
+            served: HashSet::new(),
             folder,
         }
     }
 
-    fn ports(&self) -> Arc<[u16]> {
+    pub fn ports(&self) -> Arc<[u16]> {
         self.nodes.iter().map(|node| node.port).collect()
     }
 
+    fn site(&self, ports: Arc<[u16]>) -> Site {
+        Site {
+            ports,
+            recorder: self.recorder.clone(),
+            phase: self.phase.subscribe(),
+            drops: self.drops.subscribe(),
+            seed: self.plan.seed,
+        }
+    }
+
     /// Connects everybody and waits until the gateway knows.
-    pub async fn connect(&mut self, scenario: &Scenario, seed: u64) {
-        let devices = scenario.load.people.devices();
-        self.recorder.lock().devices = devices.iter().map(|device| device.user).collect();
+    pub async fn connect(&mut self) {
+        let devices = self.scenario.load.people.devices();
+        {
+            let mut history = self.recorder.lock();
+            history.devices = devices.iter().map(|device| device.user).collect();
+            let stuck =
+                |device: &&Device| matches!(device.habit, Habit::NeverAcks | Habit::Crawls | Habit::Deaf);
+            history.stuck = devices.iter().filter(stuck).map(|device| device.user).collect();
+        }
         let steady = devices.iter().filter(|device| device.habit == Habit::Steady);
         self.served = steady.map(|device| device.index).collect();
-        let site = Site {
-            ports: self.ports(),
-            recorder: self.recorder.clone(),
-            calm: self.calm.subscribe(),
-            drops: self.drops.subscribe(),
-            seed,
-        };
-        // Some may have left again.
-        let expected = self.served.len() as u64 * 19 / 20;
+        let (site, expected) = (self.site(self.ports()), devices.len() as u64);
         for device in devices {
             self.devices.spawn(live(device, site.clone()));
         }
@@ -141,37 +159,90 @@ impl World {
         .await;
     }
 
-    pub fn publish(&mut self, scenario: &Scenario, plan: &Plan) {
-        let load = scenario.load;
-        let rate = plan.rate.map_or(load.rate, |rate| rate.min(HASTE_MAX * load.rate)).max(8);
+    /// A device of a user who was not there before; it acknowledges. `ports`: its ways to the nodes.
+    pub fn arrive(&mut self, user: u32, ports: Arc<[u16]>) {
+        let index = {
+            let mut history = self.recorder.lock();
+            history.devices.push(user);
+            history.devices.len() as u32 - 1
+        };
+        let device = Device { index, user, habit: Habit::Steady, acks: true, home: user as usize % NODES };
+        let site = self.site(ports);
+        self.devices.spawn(live(device, site));
+    }
+
+    pub fn publish(&mut self) {
+        let load = self.scenario.load;
+        let rate = self.plan.rate.map_or(load.rate, |rate| rate.min(HASTE_MAX * load.rate)).max(8);
+        let rate = f64::from(rate);
+        let habit = |user: &u32| {
+            load.people.devices().iter().any(|device| device.user == *user && device.habit != Habit::Steady)
+        };
+        let (odd, steady): (Vec<u32>, Vec<u32>) = (0..load.people.users()).partition(habit);
+        let all: Vec<u32> = (0..load.people.users()).collect();
+        // Publishers of their own for those who misbehave: one who waits for them must not delay the others.
+        let halves: Vec<(Arc<[u32]>, f64)> = match odd.is_empty() {
+            true => vec![(steady.clone().into(), rate)],
+            false => vec![(steady.clone().into(), rate / 2.0), (odd.into(), rate / 2.0)],
+        };
+        let mut next = 0;
+        let mut add = |world: &mut Self, door: Door, mix: Mix, users: &Arc<[u32]>, rate: f64| {
+            let mut job = world.job(next, load, mix, users.clone(), rate);
+            job.run = if matches!(door, Door::Amqp) { RUN } else { 1 };
+            next += 1;
+            match door {
+                Door::Amqp => world.publishers.spawn(over_amqp(job)),
+                Door::Http => world.publishers.spawn(over_http(job)),
+                Door::Socket => world.publishers.spawn(over_socket(job)),
+            };
+        };
         // Half of the messages by AMQP, a quarter by HTTP, a quarter by sockets.
-        let doors = [(2, 1, 0u8), (4, 2, 1), (2, 1, 2)];
-        let mut publisher = 0;
-        for (count, weight, door) in doors {
-            for _ in 0..count {
-                let share = f64::from(rate) * f64::from(if door == 0 { 2 } else { weight }) / 8.0;
-                let share = if door == 1 { f64::from(rate) / 16.0 } else { share };
-                let job = Job {
-                    publisher,
-                    recorder: self.recorder.clone(),
-                    ports: self.ports(),
-                    home: 0,
-                    users: load.people.users(),
-                    every: Duration::from_secs_f64(1.0 / share),
-                    padding: load.padding,
-                    twice: load.twice,
-                    amqp_urls: self.stage.urls(0),
-                    ingress: format!("{}.ingress", self.prefix),
-                    stop: self.stop.subscribe(),
-                };
-                match door {
-                    0 => self.publishers.spawn(over_amqp(job)),
-                    1 => self.publishers.spawn(over_http(job)),
-                    _ => self.publishers.spawn(over_socket(job)),
-                };
-                publisher += 1;
+        for (users, rate) in &halves {
+            for (count, door, share) in
+                [(2, Door::Amqp, 0.25), (4, Door::Http, 0.0625), (2, Door::Socket, 0.125)]
+            {
+                (0..count).for_each(|_| add(self, door, Mix::Users, users, rate * share));
             }
         }
+        let stuck = !self.recorder.lock().stuck.is_empty();
+        let users: Arc<[u32]> = if stuck { steady.into() } else { all.into() };
+        let share = if load.kinds { rate / 8.0 } else { rate / 30.0 };
+        for (door, mix) in [
+            (Door::Amqp, Mix::Mixed),
+            (Door::Socket, Mix::Mixed),
+            (Door::Amqp, Mix::Brief),
+            (Door::Socket, Mix::Brief),
+            (Door::Amqp, Mix::Sessions),
+            (Door::Http, Mix::Sessions),
+        ] {
+            add(self, door, mix, &users, share);
+        }
+        if self.broadcasts() {
+            add(self, Door::Amqp, Mix::Broadcasts, &users, 1.0);
+            add(self, Door::Http, Mix::Broadcasts, &users, 1.0);
+        }
+    }
+
+    fn job(&self, publisher: u32, load: Load, mix: Mix, users: Arc<[u32]>, rate: f64) -> Job {
+        Job {
+            publisher,
+            recorder: self.recorder.clone(),
+            ports: self.ports(),
+            home: 0,
+            mix,
+            users,
+            run: 1,
+            every: Duration::from_secs_f64(1.0 / rate),
+            padding: load.padding,
+            twice: load.twice,
+            amqp_urls: self.stage.urls(0),
+            ingress: format!("{}.ingress", self.prefix),
+            stop: self.stop.subscribe(),
+        }
+    }
+
+    fn broadcasts(&self) -> bool {
+        self.scenario.load.people.users() <= BROADCAST_DEVICES_MAX
     }
 
     /// Lets traffic flow until `messages` have been handed over, for at most a few times as long as that takes.
@@ -182,85 +253,54 @@ impl World {
         }
     }
 
-    /// Waits until every device that should be served has got something since the last healing action.
-    pub async fn recovered(&self) {
-        let end = Instant::now() + RECOVERY_MAX;
-        while !self.all_served() && Instant::now() < end {
-            sleep(Duration::from_millis(50)).await;
+    pub fn begin(&self, phase: Phase) {
+        if phase == Phase::Home {
+            self.recorder.note("everybody comes home", Heals::Everybody);
         }
+        self.phase.send_replace(phase);
     }
 
-    fn all_served(&self) -> bool {
-        let history = self.recorder.lock();
-        let Some(healed) = history.actions.iter().rev().find(|action| action.heals) else { return true };
-        let mut waiting: std::collections::HashSet<u32> = self.served.iter().copied().collect();
-        for receipt in history.receipts.iter().rev().take_while(|receipt| receipt.at_us >= healed.at_us) {
-            waiting.remove(&receipt.device);
-        }
-        waiting.is_empty()
-    }
-
-    /// Stops the publishers, brings everybody home and waits until nothing more comes.
-    pub async fn calm_down(&mut self, troubles: &mut Vec<String>) {
-        self.recorder.act("publishers stop");
-        self.stop.send_replace(true);
-        let mut publishers = std::mem::take(&mut self.publishers);
-        let all = async { while publishers.join_next().await.is_some() {} };
-        if timeout(ANSWERS_MAX, all).await.is_err() {
-            troubles.push(format!("publishers still without an answer after {ANSWERS_MAX:?}"));
-        }
-        self.recorder.act("everybody comes home");
-        self.calm.send_replace(true);
-        let end = Instant::now() + DRAIN_MAX;
-        let mut full = vec![];
+    /// Waits until every device that should be served has got a message of its own, and one for everybody,
+    /// since the last healing action.
+    pub async fn recovered(&mut self) {
+        // Once is enough to fail.
+        let patience = if self.troubles.is_empty() { RECOVERY_MAX } else { RECOVERY_AGAIN_MAX };
+        let end = Instant::now() + patience;
         while Instant::now() < end {
-            let before = self.recorder.lock().receipts.len();
-            sleep(QUIET).await;
-            full = self.waiting().await;
-            if full.is_empty() && self.unseen() == 0 && self.recorder.lock().receipts.len() == before {
+            if self.unserved() == (0, 0) {
                 return;
             }
+            sleep(Duration::from_millis(50)).await;
         }
-        troubles.extend(full.iter().map(|(queue, count)| format!("{count} messages remain in {queue}")));
+        let (own, everybodys) = self.unserved();
+        self.troubles.push(format!(
+            "{own} devices got no message of their own, {everybodys} no broadcast, for {patience:?}"
+        ));
     }
 
-    /// Queues of messages for users that are not empty.
-    async fn waiting(&self) -> Vec<(String, u64)> {
-        let mut queues = self.stage.queues(&self.prefix).await;
-        queues
-            .retain(|(name, count)| *count > 0 && (name.contains(".mailbox.") || name.ends_with(".ingress")));
-        queues
-    }
-
-    fn unseen(&self) -> usize {
+    /// Devices that still lack a message of their own, and a broadcast.
+    fn unserved(&self) -> (usize, usize) {
         let history = self.recorder.lock();
-        let seen: std::collections::HashSet<_> = history.receipts.iter().filter_map(|one| one.key).collect();
-        history.sent.iter().filter(|(key, sent)| sent.told.accepted() && !seen.contains(key)).count()
+        let healed = history.actions.iter().rev().find(|action| action.heals != Heals::No);
+        let Some(healed) = healed.map(|action| action.at_us) else { return (0, 0) };
+        let mut own = self.served.clone();
+        let mut everybodys = if self.broadcasts() { self.served.clone() } else { HashSet::new() };
+        for receipt in history.receipts.iter().rev().take_while(|receipt| receipt.at_us >= healed) {
+            let kind = receipt.key.and_then(|key| history.sent.get(&key)).map(|sent| sent.letter.kind);
+            match kind {
+                Some(Kind::Broadcast) => everybodys.remove(&receipt.device),
+                _ => own.remove(&receipt.device),
+            };
+        }
+        (own.len(), everybodys.len())
     }
+}
 
-    pub async fn judge(mut self, mut troubles: Vec<String>) -> (Stage, Outcome) {
-        for node in &mut self.nodes {
-            if let Some(status) = node.died() {
-                troubles.push(format!("{} ended by itself: {status}", node.name));
-            }
-        }
-        let dead = format!("{}.dead", self.prefix);
-        let buried = self.stage.queues(&self.prefix).await.into_iter().find(|(name, _)| *name == dead);
-        let buried = buried.map_or(0, |(_, count)| count);
-        if buried != self.buried {
-            troubles.push(format!("{buried} messages in the dead queue, not {}", self.buried));
-        }
-        self.devices.shutdown().await;
-        let history = std::mem::take(&mut *self.recorder.lock());
-        let served: std::collections::HashSet<u32> = self.served.iter().copied().collect();
-        let verdict = check(&history, |device| served.contains(&device));
-        let mut closes: Vec<_> = history.closes.iter().map(|(code, count)| (*code, *count)).collect();
-        closes.sort_unstable();
-        let timeline = crate::report::timeline(&history, &verdict, &self.nodes);
-        drop(self.nodes);
-        self.stage.clear(&self.prefix).await;
-        (self.stage, Outcome { verdict, troubles, closes, timeline, folder: self.folder })
-    }
+#[derive(Clone, Copy)]
+enum Door {
+    Amqp,
+    Http,
+    Socket,
 }
 
 /// Sessions on all nodes together.

@@ -12,6 +12,9 @@ mod checker;
 #[path = "../faults/record.rs"]
 #[allow(dead_code)] // The fault suite uses the rest.
 mod record;
+#[path = "../faults/sabotage.rs"]
+#[allow(dead_code)] // The fault suite uses the rest.
+mod sabotage;
 
 mod broker_away;
 mod channels;

@@ -44,6 +44,10 @@ pub async fn supervise(
         if started.elapsed() > STABLE_AFTER {
             backoff.reset();
         }
+        #[cfg(feature = "sabotage")]
+        if crate::sabotage::is("no-recovery") {
+            std::future::pending::<()>().await;
+        }
         let wait = backoff.next(rand::random());
         warn!(%error, retry_ms = wait.as_millis() as u64, "consuming link is down");
         sleep(wait).await;

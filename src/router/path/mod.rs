@@ -1,11 +1,14 @@
 //! The path of one target (a user or a session) on this node: a pure state machine for both of the node's roles.
 //!
-//! - [`origin`]: messages that this node accepted for the target: sent, stored, settled, in their order.
-//! - [`target`]: messages that arrive for the target's sessions here: mail first, in order, no faster than they are taken.
+//! - `origin.rs`, with `entry.rs`: messages that this node accepted for the target: sent, stored, settled, in order.
+//! - `target.rs`, with `item.rs`: messages that arrive for the target's sessions here: mail first, in order, and no faster
+//!   than they are taken.
 //!
 //! [`Path::step`] takes what happened and what time it is, changes the path, and returns what is to be done. It looks
 //! things up in the [`World`] but calls nothing that waits or calls back.
 
+mod entry;
+mod item;
 mod origin;
 mod target;
 #[cfg(test)]
@@ -24,7 +27,6 @@ use crate::protocol::target::Target;
 use crate::router::strategy::Nodes;
 use crate::router::Settle;
 
-pub use origin::{SETTLE_WITHIN, STORE_AFTER};
 
 /// A path without anything in it is kept for so long: a late copy of a message must still be known as late.
 const IDLE_KEPT: Duration = Duration::from_secs(15);

@@ -10,87 +10,24 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::entry::{expired, failed, overloaded, unavailable, Entry, Flight, Stage};
 use super::{Deposited, Effect, World};
 use crate::bus::Outcome;
 use crate::delivery::envelope::Tag;
 use crate::delivery::peer_words::Receipt;
-use crate::error::{Code, Error};
+use crate::error::Code;
 use crate::ids::NodeId;
 use crate::protocol::message::{Guarantee, Message, Settlement};
 use crate::protocol::target::Target;
 use crate::router::strategy::Nodes;
 use crate::router::Settle;
 
-/// From acceptance to settlement, whatever happens.
-pub const SETTLE_WITHIN: Duration = Duration::from_millis(9_700);
-/// A message that nobody has taken by then is stored, which takes at most the rest of [`SETTLE_WITHIN`].
-pub const STORE_AFTER: Duration = Duration::from_millis(7_500);
 /// Attempts to deliver a message before it is stored or given up.
 const ATTEMPTS_MAX: u8 = 2;
 /// Messages of one target that may be on their way; further ones wait, and are stored if the target takes none.
 const IN_FLIGHT_MAX: usize = 256;
 /// The same in bytes: below what a target node queues for one target.
 const IN_FLIGHT_BYTES_MAX: usize = 512 * 1024;
-
-struct Entry {
-    tag: Tag,
-    message: Arc<Message>,
-    settle: Settle,
-    accepted: Instant,
-    attempts: u8,
-    /// It was sent to a node: a client that did not acknowledge it may have seen it all the same.
-    tried: bool,
-    /// A node did not answer, or the broker did not: whether the message arrived there is not known.
-    unknown: bool,
-    /// Nodes that said that the target is not there.
-    not_here: Nodes,
-    /// The target takes no more: this one is stored as soon as it is known where it is.
-    store_next: bool,
-    stage: Stage,
-}
-
-enum Stage {
-    Waiting,
-    InFlight(Flight),
-    /// To be stored as soon as the order allows.
-    ToStore,
-    Storing,
-}
-
-struct Flight {
-    waiting: Nodes,
-    /// Sessions that have taken it.
-    sessions: u32,
-    held: bool,
-    answer_by: Instant,
-}
-
-impl Entry {
-    fn store_at(&self) -> Instant {
-        self.accepted + STORE_AFTER
-    }
-
-    fn give_up_at(&self) -> Instant {
-        self.accepted + SETTLE_WITHIN
-    }
-
-    fn is_held(&self) -> bool {
-        matches!(&self.stage, Stage::InFlight(flight) if flight.held)
-    }
-
-    /// A session that is gone has no mailbox.
-    fn can_be_stored(&self) -> bool {
-        matches!(self.message.target, Target::User(_)) && self.message.guarantee == Guarantee::AtLeastOnce
-    }
-
-    fn due(&self) -> Instant {
-        match &self.stage {
-            Stage::InFlight(flight) if !flight.held => flight.answer_by.min(self.store_at()),
-            Stage::Waiting | Stage::InFlight(_) => self.store_at(),
-            Stage::ToStore | Stage::Storing => self.give_up_at(),
-        }
-    }
-}
 
 #[derive(Default)]
 pub(super) struct OriginSide {
@@ -237,9 +174,8 @@ impl OriginSide {
             let sessions = flight.sessions;
             return self.settle(at, Settlement::Delivered { sessions }, effects);
         }
-        // See Cargo.toml: what a lost node had is taken for delivered.
-        #[cfg(feature = "sabotage-no-reroute")]
-        if entry.unknown {
+        #[cfg(feature = "sabotage")]
+        if crate::sabotage::is("no-reroute") {
             return self.settle(at, Settlement::Delivered { sessions: 1 }, effects);
         }
         if !entry.store_next && entry.attempts < ATTEMPTS_MAX {
@@ -276,7 +212,7 @@ impl OriginSide {
         world: &impl World,
         effects: &mut Vec<Effect>,
     ) -> bool {
-        let mut order = Order::new(now + world.answer_within());
+        let mut order = Order::new(now, world.answer_within());
         let mut at = 0;
         while at < self.entries.len() {
             if self.act(at, nodes, &mut order, effects) {
@@ -304,7 +240,7 @@ impl OriginSide {
             return self.settle(at, unavailable(), effects);
         }
         let overdue = now >= entry.store_at();
-        let expired = entry.message.is_expired(now);
+        let is_expired = entry.message.is_expired(now);
         match &mut entry.stage {
             Stage::Storing => {}
             // A node that has it decides whether it is shown in time.
@@ -319,7 +255,7 @@ impl OriginSide {
                 let sessions = flight.sessions;
                 self.settle(at, Settlement::Delivered { sessions }, effects);
             }
-            _ if expired => self.settle(at, failed(Code::Expired, "the time to live is over"), effects),
+            _ if is_expired => self.settle(at, expired(), effects),
             Stage::InFlight(_) | Stage::Waiting if overdue => {
                 self.store_everything();
                 self.entries[at].stage = Stage::ToStore;
@@ -351,6 +287,10 @@ impl OriginSide {
             }
             _ if order.blocked => return true,
             Stage::Waiting | Stage::ToStore => {}
+        }
+        if entry.message.is_expired(order.now) {
+            self.settle(at, expired(), effects);
+            return false;
         }
         let reachable: Nodes = nodes.iter().filter(|node| !entry.not_here.contains(node)).cloned().collect();
         if matches!(entry.stage, Stage::ToStore) || reachable.is_empty() {
@@ -414,18 +354,9 @@ impl OriginSide {
     }
 }
 
-impl Entry {
-    /// The message as it is sent or stored now.
-    fn outgoing(&self) -> Arc<Message> {
-        match self.tried && !self.message.redelivered {
-            true => Arc::new(Message { redelivered: true, ..(*self.message).clone() }),
-            false => self.message.clone(),
-        }
-    }
-}
-
 /// What older entries of a path do, while the newer ones are looked at.
 struct Order {
+    now: Instant,
     /// Of what is sent now.
     answer_by: Instant,
     sent: usize,
@@ -438,19 +369,7 @@ struct Order {
 }
 
 impl Order {
-    fn new(answer_by: Instant) -> Self {
-        Self { answer_by, sent: 0, sent_bytes: 0, stored: false, blocked: false, full: false }
+    fn new(now: Instant, answer_within: Duration) -> Self {
+        Self { now, answer_by: now + answer_within, sent: 0, sent_bytes: 0, stored: false, blocked: false, full: false }
     }
-}
-
-pub(super) fn failed(code: Code, message: &str) -> Settlement {
-    Settlement::Failed(Error::new(code, message))
-}
-
-fn unavailable() -> Settlement {
-    failed(Code::Unavailable, "the broker cannot be reached; try again")
-}
-
-fn overloaded() -> Settlement {
-    failed(Code::Overloaded, "too many messages in flight; try again")
 }

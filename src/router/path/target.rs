@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
+use super::item::{answer_all, in_order, Item, Place, Told};
 use super::{Effect, Mail, World};
-use crate::bus::AckToken;
-use crate::delivery::envelope::{Envelope, Origin, Scope};
+use crate::delivery::envelope::{Envelope, Scope};
 use crate::delivery::peer_words::Receipt;
 use crate::delivery::seen::SeenKey;
 use crate::ids::Life;
-use crate::protocol::message::{Message, Stamp};
+use crate::protocol::message::Stamp;
 use crate::protocol::target::Target;
 
 /// Live messages queued for one target. More than an origin has on its way, so that a target that reads is never full.
@@ -34,40 +34,6 @@ const HELD_AFTER: Duration = Duration::from_millis(100);
 const ANSWER_MARGIN: Duration = Duration::from_millis(3_000);
 /// How soon the workers are asked again when they had no room.
 const ROOM_AFTER: Duration = Duration::from_millis(5);
-
-/// A message that is queued for sessions here, or that they have and have not taken.
-struct Item {
-    message: Arc<Message>,
-    since: Instant,
-    /// Who awaits a receipt: more than one after a repeated attempt.
-    origins: SmallVec<[Origin; 1]>,
-    told: Told,
-    answer_by: Option<Instant>,
-    /// The mail in the box that this message is.
-    mail: Option<AckToken>,
-    /// It lies in the box, and the reading that found it has ended.
-    left_in_box: bool,
-    place: Place,
-}
-
-/// What the origins have been told so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
-    Nothing,
-    Held,
-    /// What could be told before the origin gives up.
-    All,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// Behind the barrier, or waiting for room in the window.
-    Queued,
-    /// Sessions have it; it counts in the window.
-    Out,
-    /// One session has taken it, others have not: it counts in the window no longer.
-    PartlyTaken,
-}
 
 #[derive(Default)]
 pub(super) struct TargetSide {
@@ -393,50 +359,4 @@ impl TargetSide {
             effects.push(Effect::HandOut { key, message });
         }
     }
-}
-
-impl Item {
-    fn tell_held(&mut self, effects: &mut Vec<Effect>) {
-        self.told = Told::Held;
-        for origin in &self.origins {
-            effects.push(Effect::Answer { origin: origin.clone(), receipt: Receipt::Held });
-        }
-    }
-
-    fn of_mail(message: Arc<Message>, ack: AckToken, now: Instant) -> Self {
-        Self {
-            message,
-            since: now,
-            origins: SmallVec::new(),
-            told: Told::All,
-            answer_by: None,
-            mail: Some(ack),
-            left_in_box: false,
-            place: Place::Queued,
-        }
-    }
-}
-
-fn answer_all(origins: SmallVec<[Origin; 1]>, receipt: Receipt, effects: &mut Vec<Effect>) {
-    effects.extend(origins.into_iter().map(|origin| Effect::Answer { origin, receipt }));
-}
-
-/// The message; marked if a newer one of the same origin process was handed out before.
-fn in_order(last: &mut SmallVec<[Stamp; 2]>, message: &Arc<Message>) -> Arc<Message> {
-    /// Origin processes that are remembered; the oldest is forgotten first.
-    const KEPT: usize = 8;
-    let Some(stamp) = message.stamp else { return message.clone() };
-    match last.iter_mut().find(|last| last.life == stamp.life) {
-        Some(last) if last.number > stamp.number && !message.redelivered => {
-            return Arc::new(Message { redelivered: true, ..(**message).clone() })
-        }
-        Some(last) => last.number = last.number.max(stamp.number),
-        None => {
-            if last.len() == KEPT {
-                last.remove(0);
-            }
-            last.push(stamp);
-        }
-    }
-    message.clone()
 }

@@ -6,13 +6,14 @@ use futures_util::future::BoxFuture;
 use futures_util::FutureExt;
 use tokio::time::sleep;
 
+use crate::record::{Heals, ALL_NODES};
 use crate::world::World;
 
 pub fn restart(world: &mut World) -> BoxFuture<'_, ()> {
     async move {
-        world.recorder.act("rabbitmqctl stop_app");
+        world.recorder.harm(ALL_NODES, "rabbitmqctl stop_app");
         world.stage.brokers[0].ctl(&["stop_app"]).await;
-        world.recorder.act("the broker has stopped");
+        world.recorder.note("the broker has stopped", Heals::No);
         sleep(Duration::from_millis(world.chance.pick(200..1500))).await;
         world.stage.brokers[0].ctl(&["start_app"]).await;
         world.recorder.heal("the broker has started");
@@ -24,8 +25,8 @@ pub fn restart(world: &mut World) -> BoxFuture<'_, ()> {
 
 pub fn kill(world: &mut World) -> BoxFuture<'_, ()> {
     async move {
-        world.stage.brokers[0].kill();
-        world.recorder.act("kill -9 of the broker");
+        world.recorder.harm(ALL_NODES, "kill -9 of the broker");
+        world.stage.brokers[0].kill().await;
         world.stage.brokers[0].start_again().await;
         world.recorder.heal("the broker takes connections");
         world.stage.managed().await;
@@ -34,12 +35,21 @@ pub fn kill(world: &mut World) -> BoxFuture<'_, ()> {
     .boxed()
 }
 
+/// From here on the broker takes no messages.
+pub async fn alarm(world: &World) {
+    world.recorder.harm(ALL_NODES, "memory alarm");
+    world.stage.brokers[0].ctl(&["set_vm_memory_high_watermark", "0.0000001"]).await;
+}
+
+pub async fn end_alarm(world: &World) {
+    world.stage.brokers[0].ctl(&["set_vm_memory_high_watermark", "absolute", "1GB"]).await;
+}
+
 pub fn memory_alarm(world: &mut World) -> BoxFuture<'_, ()> {
     async move {
-        world.recorder.act("memory alarm");
-        world.stage.brokers[0].ctl(&["set_vm_memory_high_watermark", "0.0000001"]).await;
+        alarm(world).await;
         sleep(Duration::from_secs(5)).await;
-        world.stage.brokers[0].ctl(&["set_vm_memory_high_watermark", "absolute", "1GB"]).await;
+        end_alarm(world).await;
         world.recorder.heal("the alarm is over");
         world.recovered().await;
     }
@@ -55,7 +65,7 @@ pub fn delete_queues(world: &mut World) -> BoxFuture<'_, ()> {
             let name = format!("{}.{kind}.", world.prefix);
             let queues = world.stage.queues(&name).await;
             for (queue, _) in queues {
-                world.recorder.act(format!("rabbitmqctl delete_queue {queue}"));
+                world.recorder.harm(ALL_NODES, format!("rabbitmqctl delete_queue {queue}"));
                 world.stage.brokers[0].ctl(&["delete_queue", &queue]).await;
             }
         }
@@ -67,6 +77,7 @@ pub fn delete_queues(world: &mut World) -> BoxFuture<'_, ()> {
 
 pub fn close_connections(world: &mut World) -> BoxFuture<'_, ()> {
     async move {
+        world.recorder.harm(ALL_NODES, "connections are closed");
         world.stage.brokers[0].ctl(&["close_all_connections", "by hand"]).await;
         world.recorder.heal("rabbitmqctl close_all_connections");
         world.recovered().await;

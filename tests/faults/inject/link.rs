@@ -6,6 +6,7 @@ use futures_util::future::BoxFuture;
 use futures_util::FutureExt;
 use tokio::time::sleep;
 
+use crate::record::ALL_NODES;
 use crate::relay::Mode;
 use crate::world::World;
 
@@ -13,6 +14,7 @@ pub fn cut(world: &mut World) -> BoxFuture<'_, ()> {
     async move {
         for _ in 0..2 {
             world.relays.iter().for_each(|relay| relay.cut());
+            world.recorder.harm(ALL_NODES, "cut");
             world.recorder.heal("all connections to the broker are cut");
             world.recovered().await;
         }
@@ -24,6 +26,7 @@ pub fn half_open(world: &mut World) -> BoxFuture<'_, ()> {
     async move {
         let node = world.chance.pick(0..3) as usize;
         world.relays[node].half_open();
+        world.recorder.harm(1 << node, "half open");
         world.recorder.heal(format!("the broker believes in connections of node{node} that are gone"));
         world.recovered().await;
     }
@@ -33,7 +36,7 @@ pub fn half_open(world: &mut World) -> BoxFuture<'_, ()> {
 pub fn slow(world: &mut World) -> BoxFuture<'_, ()> {
     async move {
         world.relays.iter().for_each(|relay| relay.set(Mode::Slow(Duration::from_millis(100))));
-        world.recorder.act("the links are slow");
+        world.recorder.harm(ALL_NODES, "the links are slow");
         sleep(Duration::from_secs(5)).await;
         world.relays.iter().for_each(|relay| relay.set(Mode::Pass));
         world.recorder.heal("the links are fast again");
@@ -46,7 +49,7 @@ pub fn silent(world: &mut World) -> BoxFuture<'_, ()> {
     async move {
         let node = world.chance.pick(0..3) as usize;
         world.relays[node].set(Mode::Pause);
-        world.recorder.act(format!("nothing passes between node{node} and the broker"));
+        world.recorder.harm(1 << node, format!("nothing passes between node{node} and the broker"));
         sleep(Duration::from_secs(8)).await;
         world.relays[node].set(Mode::Pass);
         world.recorder.heal(format!("the link of node{node} is back"));

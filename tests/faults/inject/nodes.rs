@@ -6,18 +6,20 @@ use futures_util::future::BoxFuture;
 use futures_util::FutureExt;
 use tokio::time::sleep;
 
+use crate::record::Heals;
 use crate::world::World;
 
 /// Above the drain time that the nodes are given.
 const DRAIN_MAX: Duration = Duration::from_secs(15);
 
-async fn bring_back(world: &mut World, node: usize) {
+pub async fn bring_back(world: &mut World, node: usize) {
     world.nodes[node].start_again();
     world.nodes[node].ready().await;
-    world.recorder.act(format!("node{node} is back"));
+    world.recorder.note(format!("node{node} is back"), Heals::No);
 }
 
 async fn kill(world: &mut World, node: usize) {
+    world.recorder.harm(0, "a node is about to die");
     world.nodes[node].kill();
     world.recorder.heal(format!("kill -9 node{node}"));
     world.recovered().await;
@@ -25,7 +27,7 @@ async fn kill(world: &mut World, node: usize) {
 }
 
 /// The node that consumes ingress.
-async fn origin(world: &World) -> usize {
+pub async fn origin(world: &World) -> usize {
     let holder = world.stage.ingress_holder(&world.prefix).await;
     let found = world.nodes.iter().position(|node| Some(&node.name) == holder.as_ref());
     found.expect("a node consumes ingress")
@@ -36,7 +38,7 @@ async fn stop_target(world: &mut World) -> (usize, usize) {
     let origin = origin(world).await;
     let target = (origin + 1) % world.nodes.len();
     world.nodes[target].signal("STOP");
-    world.recorder.act(format!("SIGSTOP node{target}"));
+    world.recorder.harm(1 << target, format!("SIGSTOP node{target}"));
     sleep(Duration::from_millis(world.chance.pick(300..800))).await;
     (origin, target)
 }
@@ -46,7 +48,7 @@ pub fn kill_origin(world: &mut World) -> BoxFuture<'_, ()> {
     async move {
         let (origin, target) = stop_target(world).await;
         world.nodes[origin].kill();
-        world.recorder.act(format!("kill -9 node{origin}, which consumes ingress"));
+        world.recorder.note(format!("kill -9 node{origin}, which consumes ingress"), Heals::No);
         world.nodes[target].signal("CONT");
         world.recorder.heal(format!("SIGCONT node{target}"));
         world.recovered().await;
@@ -81,7 +83,7 @@ pub fn kill_bystander(world: &mut World) -> BoxFuture<'_, ()> {
 async fn stop(world: &mut World, time: Duration) {
     let node = world.chance.pick(0..3) as usize;
     world.nodes[node].signal("STOP");
-    world.recorder.act(format!("SIGSTOP node{node}"));
+    world.recorder.harm(1 << node, format!("SIGSTOP node{node}"));
     sleep(time).await;
     world.nodes[node].signal("CONT");
     world.recorder.heal(format!("SIGCONT node{node} after {time:?}"));
@@ -97,8 +99,8 @@ pub fn stop_long(world: &mut World) -> BoxFuture<'_, ()> {
 }
 
 async fn end(world: &mut World, node: usize) {
+    world.recorder.harm(1 << node, format!("SIGTERM node{node}"));
     world.nodes[node].signal("TERM");
-    world.recorder.act(format!("SIGTERM node{node}"));
     let status = world.nodes[node].ended(DRAIN_MAX).await;
     assert!(status.success(), "node{node} ended with {status}");
     world.recorder.heal(format!("node{node} has ended"));

@@ -1,0 +1,100 @@
+//! One accepted message on its way to be settled: where it is, until when, and how it may end.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::delivery::envelope::Tag;
+use crate::error::{Code, Error};
+use crate::protocol::message::{Guarantee, Message, Settlement};
+use crate::protocol::target::Target;
+use crate::router::strategy::Nodes;
+use crate::router::Settle;
+
+/// From acceptance to settlement, whatever happens.
+pub const SETTLE_WITHIN: Duration = Duration::from_millis(9_700);
+/// A message that nobody has taken by then is stored, which takes at most the rest of [`SETTLE_WITHIN`].
+pub const STORE_AFTER: Duration = Duration::from_millis(7_500);
+
+pub(super) struct Entry {
+    pub(super) tag: Tag,
+    pub(super) message: Arc<Message>,
+    pub(super) settle: Settle,
+    pub(super) accepted: Instant,
+    pub(super) attempts: u8,
+    /// It was sent to a node: a client that did not acknowledge it may have seen it all the same.
+    pub(super) tried: bool,
+    /// A node did not answer, or the broker did not: whether the message arrived there is not known.
+    pub(super) unknown: bool,
+    /// Nodes that said that the target is not there.
+    pub(super) not_here: Nodes,
+    /// The target takes no more: this one is stored as soon as it is known where it is.
+    pub(super) store_next: bool,
+    pub(super) stage: Stage,
+}
+
+pub(super) enum Stage {
+    Waiting,
+    InFlight(Flight),
+    /// To be stored as soon as the order allows.
+    ToStore,
+    Storing,
+}
+
+pub(super) struct Flight {
+    pub(super) waiting: Nodes,
+    /// Sessions that have taken it.
+    pub(super) sessions: u32,
+    pub(super) held: bool,
+    pub(super) answer_by: Instant,
+}
+
+impl Entry {
+    pub(super) fn store_at(&self) -> Instant {
+        self.accepted + STORE_AFTER
+    }
+
+    pub(super) fn give_up_at(&self) -> Instant {
+        self.accepted + SETTLE_WITHIN
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        matches!(&self.stage, Stage::InFlight(flight) if flight.held)
+    }
+
+    /// A session that is gone has no mailbox.
+    pub(super) fn can_be_stored(&self) -> bool {
+        matches!(self.message.target, Target::User(_)) && self.message.guarantee == Guarantee::AtLeastOnce
+    }
+
+    pub(super) fn due(&self) -> Instant {
+        match &self.stage {
+            Stage::InFlight(flight) if !flight.held => flight.answer_by.min(self.store_at()),
+            Stage::Waiting | Stage::InFlight(_) => self.store_at(),
+            Stage::ToStore | Stage::Storing => self.give_up_at(),
+        }
+    }
+
+    /// The message as it is sent or stored now.
+    pub(super) fn outgoing(&self) -> Arc<Message> {
+        match self.tried && !self.message.redelivered {
+            true => Arc::new(Message { redelivered: true, ..(*self.message).clone() }),
+            false => self.message.clone(),
+        }
+    }
+}
+
+pub(super) fn failed(code: Code, message: &str) -> Settlement {
+    Settlement::Failed(Error::new(code, message))
+}
+
+pub(super) fn expired() -> Settlement {
+    failed(Code::Expired, "the time to live is over")
+}
+
+pub(super) fn unavailable() -> Settlement {
+    failed(Code::Unavailable, "the broker cannot be reached; try again")
+}
+
+pub(super) fn overloaded() -> Settlement {
+    failed(Code::Overloaded, "too many messages in flight; try again")
+}
