@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{stream, StreamExt};
 use tokio::sync::oneshot;
-use warren::bus::rabbit::{AmqpUrl, RabbitBus, RabbitSettings};
+use warren::bus::rabbit::{RabbitBus, RabbitSettings};
 use warren::bus::{Attach, BoxEvent, BoxNumber, Bus, Outcome, Properties};
+use warren::config::AmqpUrl;
 use warren::ids::{NodeId, UserId, UserKey};
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
@@ -93,7 +94,8 @@ async fn main() -> Result<(), AnyError> {
     };
     let count: usize = rest.first().map_or(Ok(200_000), |text| text.parse())?;
     let at_a_time: usize = rest.get(1).map_or(Ok(1_000), |text| text.parse())?;
-    let (bus, _inboxes) = RabbitBus::start(RabbitSettings::new(vec![AmqpUrl::parse(&amqp)?]), NodeId::new("cost")?);
+    let (bus, _inboxes) =
+        RabbitBus::start(RabbitSettings::new(vec![AmqpUrl::parse(&amqp)?]), NodeId::new("cost")?);
     let bus: Arc<dyn Bus> = bus;
     bus.link().wait_for(|link| link.ready()).await?;
     let boxes = bus.boxes().boxes;
@@ -102,7 +104,10 @@ async fn main() -> Result<(), AnyError> {
     println!("{count} users in {boxes} boxes, {at_a_time} deposits at a time, {} bytes each", BODY.len());
     println!("| step | s | 1/s | broker MiB | KiB each |\n|---|---|---|---|---|");
     run.row("before", count, None).await?;
-    for (step, first, last) in [("make the boxes: one deposit each", 0, boxes.get() as usize), ("one deposit for each user", 0, count)] {
+    for (step, first, last) in [
+        ("make the boxes: one deposit each", 0, boxes.get() as usize),
+        ("one deposit for each user", 0, count),
+    ] {
         let (started, again) = (Instant::now(), AtomicUsize::new(0));
         let work = stream::iter(first..last).for_each_concurrent(at_a_time, |n| {
             let (bus, again) = (&run.bus, &again);

@@ -73,7 +73,11 @@ fn migrate_mailboxes(config: &Config) -> ExitCode {
     match runtime.block_on(migrate::mailboxes(config, &names)) {
         Ok(summary) => {
             let shown = show(&format!("{summary}\n"));
-            if summary.is_complete() { shown } else { ExitCode::from(CANNOT_START) }
+            if summary.is_complete() {
+                shown
+            } else {
+                ExitCode::from(CANNOT_START)
+            }
         }
         Err(error) => fail(CANNOT_START, &error),
     }

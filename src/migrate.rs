@@ -95,7 +95,11 @@ pub async fn move_all(
     Ok(summary)
 }
 
-fn converted(properties: &Properties, body: &[u8], boxes: BoxSettings) -> Option<(BoxNumber, Properties, Bytes)> {
+fn converted(
+    properties: &Properties,
+    body: &[u8],
+    boxes: BoxSettings,
+) -> Option<(BoxNumber, Properties, Bytes)> {
     let now = Instant::now();
     let message = old_mail::read(properties, body, now, clock::unix_ms()).ok()?;
     let Target::User(user) = &message.target else { return None };

@@ -3,6 +3,7 @@
 //! No other module looks at the environment. All mistakes are reported together, so that a person mends them
 //! in one go.
 
+mod amqp_url;
 mod api_keys;
 mod keys;
 mod networks;
@@ -16,10 +17,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use crate::bus::rabbit;
 use crate::ids::{NodeId, NODE_ID_BYTES_MAX};
 
-pub use crate::bus::rabbit::AmqpUrl;
+pub use amqp_url::{check_together, AmqpUrl, Mechanism};
 pub use api_keys::ApiKey;
 pub use keys::{markdown_table, Allowed, Key, KEYS, PREFIX};
 pub use networks::TrustedProxies;
@@ -278,7 +278,7 @@ fn amqp_urls(from: &mut Reading) -> Vec<AmqpUrl> {
             }
         }
     }
-    if let Err(why) = rabbit::check_together(&urls) {
+    if let Err(why) = check_together(&urls) {
         from.mistake("AMQP_URL", None, why);
     }
     urls

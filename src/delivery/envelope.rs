@@ -164,7 +164,8 @@ pub fn message(from: &Properties, body: Bytes, now: Instant) -> Result<Message, 
     let needed = |name, what| from.header(name).ok_or(EnvelopeError::Missing(what));
     let id = from.message_id.as_deref().ok_or(EnvelopeError::Missing("a message id"))?;
     let form = from.content_type.as_deref().and_then(Form::of_media_type);
-    let event = from.header(HEADER_EVENT).map(|event| ids::decode(event).ok_or(EnvelopeError::Form("the event")));
+    let event =
+        from.header(HEADER_EVENT).map(|event| ids::decode(event).ok_or(EnvelopeError::Form("the event")));
     let ttl_ms: Option<u64> = from.expiration.as_deref().map(str::parse).transpose()?;
     Ok(Message {
         id: MessageId::new(id)?,
@@ -262,7 +263,8 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_newer_is_named() {
-        let error = Envelope::from_delivery(&Properties::default(), Bytes::new(), Instant::now()).unwrap_err();
+        let error =
+            Envelope::from_delivery(&Properties::default(), Bytes::new(), Instant::now()).unwrap_err();
         assert!(error.to_string().contains("version"), "{error}");
         let mut publish = envelope().to_publish(Destination::Broadcast, Instant::now(), 0);
         publish.properties.headers.retain(|(name, _)| name != HEADER_TARGET);

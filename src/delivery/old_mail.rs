@@ -40,7 +40,12 @@ struct From {
 }
 
 /// The message that an old mail holds.
-pub fn read(properties: &Properties, body: &[u8], now: Instant, now_ms: u64) -> Result<Message, EnvelopeError> {
+pub fn read(
+    properties: &Properties,
+    body: &[u8],
+    now: Instant,
+    now_ms: u64,
+) -> Result<Message, EnvelopeError> {
     let frame: Frame = serde_json::from_slice(body)?;
     let id = properties.message_id.as_deref().ok_or(EnvelopeError::Missing("a message id"))?;
     let target = properties.header(HEADER_TARGET).ok_or(EnvelopeError::Missing("a target"))?;
@@ -96,7 +101,8 @@ mod tests {
             ],
             ..Properties::default()
         };
-        let frame = |rest: &str| format!(r#"{{"type":"message","id":"m-1","from":{{"user":"bob"}},{rest},"ts":7}}"#);
+        let frame =
+            |rest: &str| format!(r#"{{"type":"message","id":"m-1","from":{{"user":"bob"}},{rest},"ts":7}}"#);
         let now = Instant::now();
         let body = frame(r#""to":"user.zoë","event":"e","payload":{"a": [1]}"#);
         let message = read(&properties, body.as_bytes(), now, 4000).unwrap();

@@ -21,8 +21,8 @@ use crate::clock::Now;
 use crate::error::{Code, Error};
 use crate::ids::MessageId;
 use crate::metrics::Door;
-use crate::protocol::publish::{PublishRequest, BATCH_MAX};
 use crate::protocol::message::{Message, Sender, Settlement};
+use crate::protocol::publish::{PublishRequest, BATCH_MAX};
 use crate::protocol::reply::Settled;
 
 /// Longest body of an array of messages, in bytes.

@@ -73,6 +73,9 @@ mod tests {
         let properties = &publish.properties;
         assert_eq!(properties.header("warren-body-bytes"), Some("65537"));
         assert_eq!(properties.header("warren-reason").map(str::len), Some(REASON_BYTES_MAX));
-        assert_eq!((properties.reply_to.as_deref(), properties.correlation_id.as_deref()), (Some("replies"), Some("c")));
+        assert_eq!(
+            (properties.reply_to.as_deref(), properties.correlation_id.as_deref()),
+            (Some("replies"), Some("c"))
+        );
     }
 }

@@ -91,9 +91,12 @@ impl NodeQueue {
             Some(PROBE_KIND) => {}
             // A part of a snapshot, which this node asked for, or the question for one.
             Some(kind @ MAIL_INDEX_KIND) => self.router.on_mail_gossip(kind, &delivery.body)?,
-            Some(GOSSIP_KIND) => self.router.directory().on_gossip(&delivery.body).map_err(|e| e.to_string())?,
+            Some(GOSSIP_KIND) => {
+                self.router.directory().on_gossip(&delivery.body).map_err(|e| e.to_string())?
+            }
             _ if delivery.via == Via::Broadcast => {
-                let message = read::message(delivery, Target::Broadcast, self.message_bytes_max, Now::read())?;
+                let message =
+                    read::message(delivery, Target::Broadcast, self.message_bytes_max, Now::read())?;
                 self.show_everyone(Rendered::new(Arc::new(message))).await;
             }
             _ => return Err("not something that nodes send each other".into()),

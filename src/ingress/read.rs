@@ -6,8 +6,8 @@ use serde_json::value::RawValue;
 use crate::bus::{Delivery, Properties};
 use crate::clock::Now;
 use crate::ids::MessageId;
-use crate::protocol::publish::{check_depth, check_event, TTL_MS_MAX};
 use crate::protocol::message::{Form, Guarantee, Message, Payload, Sender};
+use crate::protocol::publish::{check_depth, check_event, TTL_MS_MAX};
 use crate::protocol::target::Target;
 
 /// Longest name of a service, in bytes.

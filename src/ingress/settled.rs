@@ -136,8 +136,13 @@ impl Desk {
             ..Properties::default()
         };
         let body = body.to_vec().into();
-        let publish =
-            Publish { to: Destination::Queue(to.to_owned()), properties, body, order_key: 0, lane: Lane::Reply };
+        let publish = Publish {
+            to: Destination::Queue(to.to_owned()),
+            properties,
+            body,
+            order_key: 0,
+            lane: Lane::Reply,
+        };
         (!own).then_some(publish)
     }
 

@@ -35,7 +35,10 @@ use crate::ids::NodeId;
 use crate::ingress::backends::{self, BackendsDoor};
 use crate::ingress::peers::{self, NodeQueue};
 use crate::lifecycle::{Lifecycle, Phase};
-use crate::mail::{self, index::{MailIndex, MailLimits}};
+use crate::mail::{
+    self,
+    index::{MailIndex, MailLimits},
+};
 use crate::metrics::Metrics;
 use crate::router::readings::{sweep, Readings};
 use crate::router::{Places, Router, RouterSettings};
@@ -137,20 +140,7 @@ impl Node {
         };
         let router = Router::new(settings, places);
         let tasks = Tasks::new();
-        let lifecycle = Lifecycle::new();
-        let state = Arc::new(AppState {
-            router: router.clone(),
-            verifier: verifier.clone(),
-            health: health(&lifecycle, &router, bus.link(), tasks.failures().clone()),
-            lifecycle,
-            metrics: Arc::new(Metrics::new()),
-            rates: UserRates::new(config.message_rate),
-            bodies: BodyBudget::default(),
-            unauthenticated: Slots::new(config.handshakes_max, config.connections_per_address),
-            max_sessions: config.max_sessions,
-            max_message_bytes: config.max_message_bytes,
-            body_timeout: config.header_timeout,
-        });
+        let state = app_state(&config, &router, verifier, bus.link(), tasks.failures().clone());
         let mut node = Self {
             id: config.node_id.clone(),
             public,
@@ -184,8 +174,7 @@ impl Node {
     ) {
         let (router, bus, metrics) = (self.router.clone(), self.bus.clone(), state.metrics.clone());
         let message_bytes_max = config.max_message_bytes;
-        let node_queue =
-            NodeQueue::new(router.clone(), bus.clone(), metrics.clone(), message_bytes_max);
+        let node_queue = NodeQueue::new(router.clone(), bus.clone(), metrics.clone(), message_bytes_max);
         self.tasks.spawn("node queue", node_queue.run(inboxes.node));
         self.tasks.spawn("control", peers::run_control(router.clone(), bus.clone(), inboxes.control));
         let own_prefix = config.prefix.as_str().into();
@@ -365,6 +354,29 @@ fn mail_limits(config: &Config) -> MailLimits {
         sender_rate,
         sender_burst: sender_rate.saturating_mul(SENDER_BURST_SECONDS),
     }
+}
+
+fn app_state(
+    config: &Config,
+    router: &Arc<Router>,
+    verifier: Arc<Verifier>,
+    link: Receiver<Link>,
+    failures: Failures,
+) -> Arc<AppState> {
+    let lifecycle = Lifecycle::new();
+    Arc::new(AppState {
+        router: router.clone(),
+        verifier,
+        health: health(&lifecycle, router, link, failures),
+        lifecycle,
+        metrics: Arc::new(Metrics::new()),
+        rates: UserRates::new(config.message_rate),
+        bodies: BodyBudget::default(),
+        unauthenticated: Slots::new(config.handshakes_max, config.connections_per_address),
+        max_sessions: config.max_sessions,
+        max_message_bytes: config.max_message_bytes,
+        body_timeout: config.header_timeout,
+    })
 }
 
 /// What readiness is judged by; each check stands in the body of `/readyz`.

@@ -7,8 +7,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::bus::Link;
 use crate::directory::Membership;
-use crate::lifecycle::{Lifecycle, Phase};
 use crate::hub::Command;
+use crate::lifecycle::{Lifecycle, Phase};
 use crate::router::Router;
 
 /// How often it is looked for what is overdue.

@@ -26,7 +26,9 @@ impl Execute for Router {
                 self.pending.fetch_sub(1, Ordering::Relaxed);
                 settle(settlement);
             }
-            Effect::Send { tag, nodes, message, answer_by } => self.send(cell, tag, nodes, &message, answer_by),
+            Effect::Send { tag, nodes, message, answer_by } => {
+                self.send(cell, tag, nodes, &message, answer_by)
+            }
             Effect::SendOnce { nodes, message, settle } => self.send_once(cell, &nodes, &message, settle),
             Effect::Deposit { tag, message } => self.deposit(cell, tag, &message),
             Effect::Notify { nodes } => self.notify(cell, &nodes),

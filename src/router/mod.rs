@@ -201,7 +201,9 @@ impl Router {
             }
             self.directory.leave(Key::user(user));
             let target = Target::User(user.clone());
-            self.paths.find(&target).map(|_| self.paths.step_only(&target, Event::SessionsGone, Instant::now(), self))
+            self.paths
+                .find(&target)
+                .map(|_| self.paths.step_only(&target, Event::SessionsGone, Instant::now(), self))
         };
         stepped.into_iter().for_each(|cell| self.paths.execute_of(cell, self));
     }

@@ -133,7 +133,6 @@ impl PathTable {
         slots.iter().map(|(_, cell)| cell.clone()).collect()
     }
 
-
     /// Steps the path of a target, which is made if there is none.
     pub fn step(&self, target: &Target, event: Event, now: Instant, router: &(impl World + Execute)) {
         let mut event = event;
@@ -147,7 +146,13 @@ impl PathTable {
     }
 
     /// Steps the path of a target if there is one.
-    pub fn step_if_there(&self, target: &Target, event: Event, now: Instant, router: &(impl World + Execute)) {
+    pub fn step_if_there(
+        &self,
+        target: &Target,
+        event: Event,
+        now: Instant,
+        router: &(impl World + Execute),
+    ) {
         if let Some(cell) = self.find(target) {
             // One that was just forgotten had nothing in it.
             let _ = self.step_cell(&cell, event, now, router);

@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::time::timeout;
-use warren::bus::rabbit::{AmqpUrl, RabbitBus, RabbitSettings};
+use warren::bus::rabbit::{RabbitBus, RabbitSettings};
 use warren::bus::{Attach, BoxEvent, BoxNumber, BoxSettings, Bus, Inboxes, Outcome};
+use warren::config::AmqpUrl;
 
 use crate::box_contract::{
-    deposit, deposit_all, giving_back_is_one_step, numbers, read, read_again, round, settings, take_all, ONE, U,
+    deposit, deposit_all, giving_back_is_one_step, numbers, read, read_again, round, settings, take_all, ONE,
+    U,
 };
 use crate::broker::{vhost, PrivateBroker};
 use crate::bus_contract::{node, ready};
@@ -62,7 +64,8 @@ async fn a_box_is_a_durable_queue_with_its_arguments() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_box_refuses_and_can_be_read() {
     let vhost = vhost().await;
-    let policy = json!({ "pattern": "^warren\\.box\\.", "definition": { "max-length": 10 }, "apply-to": "queues" });
+    let policy =
+        json!({ "pattern": "^warren\\.box\\.", "definition": { "max-length": 10 }, "apply-to": "queues" });
     vhost.management.put(&format!("policies/{}/small", vhost.name), policy).await;
     let (bus, _inboxes) = bus(&vhost.url(), "a");
     ready(&*bus).await;
@@ -87,7 +90,8 @@ async fn a_box_that_an_operator_deletes_is_made_again() {
     let (mails, _) = round(&mut reader).await;
     vhost.delete_queue("warren.box.8.1").await;
     while timeout(PATIENCE, reader.events.recv()).await.expect("an end").is_some() {}
-    eventually("the tokens are void", PATIENCE, || async { mails.iter().all(|mail| mail.ack.is_void()) }).await;
+    eventually("the tokens are void", PATIENCE, || async { mails.iter().all(|mail| mail.ack.is_void()) })
+        .await;
     assert!(matches!(bus.attach_box(ONE, vec![U]).await, Ok(Attach::Missing)));
     // In flight together: all of them find no box, and are stored in their order.
     deposit_all(&bus, ONE, 0..500).await;
@@ -172,7 +176,10 @@ async fn a_lost_link_gives_the_mail_back() {
         eventually("the far one is back", PATIENCE, || async { far.link().borrow().ready() }).await;
     }
     // Deposits over the link that was cut so often.
-    eventually("deposits go on", PATIENCE, || async { deposit(&far, ONE, "500").await == Outcome::Confirmed }).await;
+    eventually("deposits go on", PATIENCE, || async {
+        deposit(&far, ONE, "500").await == Outcome::Confirmed
+    })
+    .await;
     let all = take_all(&near, ONE).await;
     assert_eq!(all.first(), Some(&first));
 }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use warren::bus::memory::MemoryBroker;
-use warren::bus::rabbit::{AmqpUrl, RabbitBus, RabbitSettings};
+use warren::bus::rabbit::{RabbitBus, RabbitSettings};
 use warren::bus::{BoxSettings, Bus, Inboxes};
+use warren::config::AmqpUrl;
 use warren::ids::NodeId;
 
 use crate::{box_contract, broker, bus_contract};
@@ -61,7 +62,8 @@ contract! {
 
 async fn with_boxes(boxes: BoxSettings) -> (broker::Vhost, impl Fn(&NodeId) -> (Arc<dyn Bus>, Inboxes)) {
     let vhost = broker::vhost().await;
-    let settings = RabbitSettings { boxes, ..RabbitSettings::new(vec![AmqpUrl::parse(&vhost.url()).unwrap()]) };
+    let settings =
+        RabbitSettings { boxes, ..RabbitSettings::new(vec![AmqpUrl::parse(&vhost.url()).unwrap()]) };
     (vhost, move |node: &NodeId| start(settings.clone(), node))
 }
 

@@ -3,8 +3,9 @@
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection, ConnectionProperties};
-use warren::bus::rabbit::{AmqpUrl, RabbitBus, RabbitSettings};
+use warren::bus::rabbit::{RabbitBus, RabbitSettings};
 use warren::bus::{BoxNumber, Bus};
+use warren::config::AmqpUrl;
 use warren::ids::{UserId, UserKey};
 use warren::migrate;
 
@@ -36,21 +37,38 @@ async fn old_mail_moves_into_boxes() {
             .with_message_id(id.as_str().into())
             .with_type("warren.message".into())
             .with_headers(headers);
-        let body =
-            format!(r#"{{"type":"message","id":"{id}","from":{{"user":"bob"}},"to":"user.zoë","payload":{n},"ts":7}}"#);
+        let body = format!(
+            r#"{{"type":"message","id":"{id}","from":{{"user":"bob"}},"to":"user.zoë","payload":{n},"ts":7}}"#
+        );
         let options = BasicPublishOptions::default();
-        channel.basic_publish("".into(), mailbox.into(), options, body.as_bytes(), properties).await.unwrap().await.unwrap();
+        channel
+            .basic_publish("".into(), mailbox.into(), options, body.as_bytes(), properties)
+            .await
+            .unwrap()
+            .await
+            .unwrap();
     }
     let options = BasicPublishOptions::default();
     let odd = BasicProperties::default();
-    channel.basic_publish("".into(), "warren.mailbox.odd".into(), options, b"junk", odd).await.unwrap().await.unwrap();
+    channel
+        .basic_publish("".into(), "warren.mailbox.odd".into(), options, b"junk", odd)
+        .await
+        .unwrap()
+        .await
+        .unwrap();
 
-    let settings = RabbitSettings { boxes: settings(), ..RabbitSettings::new(vec![AmqpUrl::parse(&vhost.url()).unwrap()]) };
+    let settings = RabbitSettings {
+        boxes: settings(),
+        ..RabbitSettings::new(vec![AmqpUrl::parse(&vhost.url()).unwrap()])
+    };
     let names: Vec<_> = vhost.queues().await;
     let summary = migrate::move_all(settings.clone(), node("m"), &names).await.unwrap();
     assert_eq!((summary.queues, summary.moved, summary.left, summary.removed), (3, 200, 1, 2), "{summary}");
     let queues = vhost.queues().await;
-    assert!(!queues.iter().any(|name| name == mailbox) && queues.iter().any(|name| name == "other"), "{queues:?}");
+    assert!(
+        !queues.iter().any(|name| name == mailbox) && queues.iter().any(|name| name == "other"),
+        "{queues:?}"
+    );
 
     let (bus, _inboxes) = RabbitBus::start(settings, node("a"));
     let bus: std::sync::Arc<dyn Bus> = bus;

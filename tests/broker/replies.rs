@@ -78,7 +78,11 @@ async fn the_bad_name_is_found_among_good_ones() {
     while answer(&a.bus, "good", "ready?").await != Outcome::Confirmed {}
     for round in 0..5 {
         let answers = (0..40).map(|n| {
-            let name = if n == 20 { format!("amq.rabbitmq.reply-to.eHh4eHh4eHh4eHh4000{round}.y") } else { "good".to_owned() };
+            let name = if n == 20 {
+                format!("amq.rabbitmq.reply-to.eHh4eHh4eHh4eHh4000{round}.y")
+            } else {
+                "good".to_owned()
+            };
             let bus = a.bus.clone();
             async move { answer(&bus, &name, "x").await }
         });
@@ -102,7 +106,13 @@ async fn a_direct_reply_arrives() {
         .unwrap();
     let properties = BasicProperties::default().with_reply_to("amq.rabbitmq.reply-to".into());
     channel
-        .basic_publish("warren.ingress".into(), "user.1".into(), BasicPublishOptions::default(), b"x", properties)
+        .basic_publish(
+            "warren.ingress".into(),
+            "user.1".into(),
+            BasicPublishOptions::default(),
+            b"x",
+            properties,
+        )
         .await
         .unwrap();
     let delivery = crate::bus_contract::next(&mut a.inboxes.ingress).await;

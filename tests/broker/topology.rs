@@ -11,8 +11,9 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection, ConnectionProperties, ExchangeKind};
 use serde_json::{json, Value};
-use warren::bus::rabbit::{definitions, AmqpUrl, RabbitSettings};
+use warren::bus::rabbit::{definitions, RabbitSettings};
 use warren::bus::{Destination, Outcome};
+use warren::config::AmqpUrl;
 
 use crate::box_contract::{deposit, take_all, ONE};
 use crate::broker::{self, Vhost};

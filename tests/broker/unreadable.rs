@@ -1,8 +1,9 @@
 //! Messages that the client library cannot decode, at every door: each arrives as a delivery that says so, and no
 //! connection breaks.
 
-use warren::bus::rabbit::{AmqpUrl, RabbitBus, RabbitSettings};
+use warren::bus::rabbit::{RabbitBus, RabbitSettings};
 use warren::bus::{Destination, Inboxes, Outcome};
+use warren::config::AmqpUrl;
 
 use crate::broker::{self, Vhost};
 use crate::bus_contract::{body, next, peer, send, to, Peer};

@@ -159,7 +159,8 @@ async fn what_makes_no_sense_is_dead_with_a_reason_and_the_next_message_arrives(
     }
     let expected: Vec<Value> = (0..poison.len()).map(Value::from).collect();
     assert_eq!(alice.payloads(poison.len()).await, expected);
-    eventually("all poison is dead", PATIENCE, || async { cluster.broker.dead().len() == poison.len() }).await;
+    eventually("all poison is dead", PATIENCE, || async { cluster.broker.dead().len() == poison.len() })
+        .await;
     let dead = cluster.broker.dead();
     for (dead, (key, _, body, reason)) in dead.iter().zip(&poison) {
         let told = dead.properties.header("warren-reason").unwrap();

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::time::{sleep, timeout};
 use warren::bus::{
-    may_have_been_shown, Abandoned, Attach as Attached, BoxEvent, BoxMail, BoxNumber, BoxReader, BoxSettings, Bus,
-    Outcome, Properties,
+    may_have_been_shown, Abandoned, Attach as Attached, BoxEvent, BoxMail, BoxNumber, BoxReader, BoxSettings,
+    Bus, Outcome, Properties,
 };
 use warren::ids::UserKey;
 
@@ -333,7 +333,8 @@ pub async fn nothing_is_lost_while_a_box_is_read(attach: Attach<'_>) {
             assert_eq!(deposit(&bus, ONE, &n.to_string()).await, Outcome::Confirmed);
         }
     };
-    let (first, second) = (tokio::spawn(writing(a.bus.clone(), 1000)), tokio::spawn(writing(b.bus.clone(), 2000)));
+    let (first, second) =
+        (tokio::spawn(writing(a.bus.clone(), 1000)), tokio::spawn(writing(b.bus.clone(), 2000)));
     let mut seen = vec![];
     loop {
         let over = first.is_finished() && second.is_finished();

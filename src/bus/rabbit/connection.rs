@@ -7,7 +7,7 @@ use lapin::{Connection, ConnectionProperties};
 use rand::RngExt;
 
 use super::dial::{self, Dialler};
-use super::url::AmqpUrl;
+use crate::config::AmqpUrl;
 
 /// For each step of opening a link. A declare can hang for as long as a broker cluster has no majority.
 pub const STEP_DEADLINE: Duration = Duration::from_secs(5);

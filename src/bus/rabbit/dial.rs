@@ -14,11 +14,12 @@ use async_rs::{Runtime, Tokio};
 use futures_io::{AsyncRead, AsyncWrite};
 use futures_util::Stream;
 use lapin::tcp::{AsyncTcpStream, TLSConfig};
+use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism};
 
 use super::connection::STEP_DEADLINE;
 use super::filter::stream::Filtered;
 use super::filter::Filter;
-use super::url::AmqpUrl;
+use crate::config::{AmqpUrl, Mechanism};
 
 type Plain = <Tokio as Reactor>::TcpStream;
 
@@ -38,11 +39,25 @@ impl Dialler {
 
 /// The URL that goes with [`Dialler`]: without TLS, which the dialler sees to, and with an address that the
 /// library need not resolve, since its own parser takes `[::1]` for `localhost`.
-pub fn library_url(url: &AmqpUrl) -> lapin::uri::AMQPUri {
-    let mut uri = url.to_lapin();
-    uri.scheme = lapin::uri::AMQPScheme::AMQP;
-    uri.authority.host = "127.0.0.1".into();
-    uri
+pub fn library_url(url: &AmqpUrl) -> AMQPUri {
+    let userinfo =
+        AMQPUserInfo { username: url.user().to_owned(), password: url.expose_password().to_owned() };
+    AMQPUri {
+        scheme: AMQPScheme::AMQP,
+        authority: AMQPAuthority { userinfo, host: "127.0.0.1".into(), port: url.port() },
+        vhost: url.vhost().to_owned(),
+        query: AMQPQueryString {
+            frame_max: Some(url.frame_max()),
+            channel_max: url.channel_max(),
+            heartbeat: Some(url.heartbeat()),
+            connection_timeout: None,
+            auth_mechanism: Some(match url.mechanism() {
+                Mechanism::Plain => SASLMechanism::Plain,
+                Mechanism::AmqPlain => SASLMechanism::AMQPlain,
+                Mechanism::External => SASLMechanism::External,
+            }),
+        },
+    }
 }
 
 async fn dial(tokio: Tokio, url: AmqpUrl) -> io::Result<Filtered<AsyncTcpStream<Plain>>> {

@@ -27,7 +27,6 @@ mod replies;
 mod returns;
 mod topology;
 mod unanswered;
-mod url;
 mod verify;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,6 +43,7 @@ use super::{
     Properties, Publish, Publishing,
 };
 use crate::bus::answer::Answer;
+use crate::config::AmqpUrl;
 use crate::ids::{Incarnation, NodeId, UserKey};
 use boxes::Boxes;
 use consuming::InboxSenders;
@@ -55,7 +55,6 @@ pub use boxes::{Migrated, Read};
 pub use connection::LinkError;
 pub use definitions::definitions;
 pub use topology::Topology;
-pub use url::{check_together, AmqpUrl};
 
 /// A directive for the log: the client library logs returned messages whole, payload included, and takes for
 /// errors what is none here, such as a box that does not exist.
@@ -178,7 +177,8 @@ impl RabbitBus {
         tasks.spawn(consuming::supervise(shared.clone(), senders, urgent, leave.subscribe()));
         tasks.spawn(ingress::supervise(shared.clone(), ingress_sender, stop_ingress.subscribe()));
         let boxes = Boxes::start(&shared, lanes[DEPOSIT_LANE].clone(), &mut tasks);
-        let bus = Self { link, leave, stop_ingress, lanes, replies, account, boxes, tasks: Mutex::new(tasks) };
+        let bus =
+            Self { link, leave, stop_ingress, lanes, replies, account, boxes, tasks: Mutex::new(tasks) };
         (Arc::new(bus), Inboxes { node, control, ingress: ingress_inbox })
     }
 

@@ -78,7 +78,11 @@ pub fn start(lane: LaneInbox, closures: Closures) -> (Inbox, impl Future<Output 
     (Inbox { replies, room: Arc::new(Semaphore::new(WINDOW_UNITS)) }, run(sorter, inbox, answers))
 }
 
-async fn run(mut sorter: Sorter, mut inbox: mpsc::Receiver<Reply>, mut answers: mpsc::Receiver<(u64, Outcome)>) {
+async fn run(
+    mut sorter: Sorter,
+    mut inbox: mpsc::Receiver<Reply>,
+    mut answers: mpsc::Receiver<(u64, Outcome)>,
+) {
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -151,7 +155,8 @@ impl Sorter {
             }
             return;
         }
-        let (innocent, rest) = std::mem::take(&mut self.fresh).into_iter().partition(|(_, reply)| innocent(reply));
+        let (innocent, rest) =
+            std::mem::take(&mut self.fresh).into_iter().partition(|(_, reply)| innocent(reply));
         let innocent: BTreeMap<u64, Reply> = innocent;
         self.fresh = rest;
         for (number, reply) in innocent {

@@ -27,7 +27,6 @@ use crate::protocol::target::Target;
 use crate::router::strategy::Nodes;
 use crate::router::Settle;
 
-
 /// A path without anything in it is kept for so long: a late copy of a message must still be known as late.
 const IDLE_KEPT: Duration = Duration::from_secs(15);
 
@@ -61,13 +60,28 @@ pub struct Mail {
 /// What happens to a path.
 pub enum Event {
     // ---- as origin ----
-    Accepted { tag: Tag, message: Message, settle: Settle },
-    Receipt { tag: Tag, node: NodeId, receipt: Receipt },
+    Accepted {
+        tag: Tag,
+        message: Message,
+        settle: Settle,
+    },
+    Receipt {
+        tag: Tag,
+        node: NodeId,
+        receipt: Receipt,
+    },
     /// The broker did not take a message for these nodes: no receipt will come from them.
-    NotSent { tag: Tag, nodes: Nodes, outcome: Outcome },
+    NotSent {
+        tag: Tag,
+        nodes: Nodes,
+        outcome: Outcome,
+    },
     NodeLost(NodeId),
     /// The broker's answer to a deposit, or the refusal of a limit.
-    Deposited { tag: Tag, deposited: Deposited },
+    Deposited {
+        tag: Tag,
+        deposited: Deposited,
+    },
     /// The notice of mail did not get through.
     NoticeFailed,
     /// The broker is away: nothing that awaits it can be known any more.
@@ -75,19 +89,29 @@ pub enum Event {
     // ---- as target ----
     Arrived(Envelope),
     /// The first session of the target opens here.
-    SessionsOpened { may_have_mail: bool },
+    SessionsOpened {
+        may_have_mail: bool,
+    },
     SessionsGone,
     /// Mail of the target lies in its box. `from`: the origin process that put it there and waits to send directly
     /// again.
-    MailAnnounced { from: Option<Life> },
+    MailAnnounced {
+        from: Option<Life>,
+    },
     /// A round of reading the box has ended: the target's mail in it, oldest first.
-    MailRead { mail: Vec<Mail>, covers: u32 },
+    MailRead {
+        mail: Vec<Mail>,
+        covers: u32,
+    },
     /// The reading ended: mail that was not yet handed to sessions is in the box again.
     MailGivenBack,
     /// One session has taken a message, others still have it.
     FirstTaken(SeenKey),
     /// No session has the message any more; so many took it.
-    Resolved { key: SeenKey, sessions: u32 },
+    Resolved {
+        key: SeenKey,
+        sessions: u32,
+    },
     /// The workers had no room for these, in this order.
     NoRoom(Vec<SeenKey>),
     // ---- both ----
@@ -110,16 +134,39 @@ pub enum Deposited {
 pub enum Effect {
     Settle(Settle, Settlement),
     /// Send to these nodes, which may include this one, and await receipts until `answer_by`.
-    Send { tag: Tag, nodes: Nodes, message: Arc<Message>, answer_by: Instant },
+    Send {
+        tag: Tag,
+        nodes: Nodes,
+        message: Arc<Message>,
+        answer_by: Instant,
+    },
     /// Send without receipts.
-    SendOnce { nodes: Nodes, message: Arc<Message>, settle: Settle },
-    Deposit { tag: Tag, message: Arc<Message> },
+    SendOnce {
+        nodes: Nodes,
+        message: Arc<Message>,
+        settle: Settle,
+    },
+    Deposit {
+        tag: Tag,
+        message: Arc<Message>,
+    },
     /// Tell these nodes that mail lies in the box, ahead of what is sent next.
-    Notify { nodes: Nodes },
-    Answer { origin: Origin, receipt: Receipt },
+    Notify {
+        nodes: Nodes,
+    },
+    Answer {
+        origin: Origin,
+        receipt: Receipt,
+    },
     /// Hand to the target's sessions here.
-    HandOut { key: SeenKey, message: Arc<Message> },
-    Acknowledge { ack: AckToken, message: Arc<Message> },
+    HandOut {
+        key: SeenKey,
+        message: Arc<Message>,
+    },
+    Acknowledge {
+        ack: AckToken,
+        message: Arc<Message>,
+    },
     /// Read the target's box.
     ReadBox,
     /// Mail that was taken lies in the target's box still: read it some time.
@@ -136,7 +183,12 @@ pub struct Path {
 
 impl Path {
     pub fn new(target: Target, now: Instant) -> Self {
-        Self { target, origin: origin::OriginSide::default(), inbound: target::TargetSide::default(), touched: now }
+        Self {
+            target,
+            origin: origin::OriginSide::default(),
+            inbound: target::TargetSide::default(),
+            touched: now,
+        }
     }
 
     pub fn target(&self) -> &Target {

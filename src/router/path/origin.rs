@@ -64,7 +64,13 @@ impl OriginSide {
         self.entries.iter().position(|entry| entry.tag == tag)
     }
 
-    pub(super) fn on_receipt(&mut self, tag: Tag, node: &NodeId, receipt: Receipt, effects: &mut Vec<Effect>) {
+    pub(super) fn on_receipt(
+        &mut self,
+        tag: Tag,
+        node: &NodeId,
+        receipt: Receipt,
+        effects: &mut Vec<Effect>,
+    ) {
         let Some(at) = self.find(tag) else { return };
         let entry = &mut self.entries[at];
         if let Receipt::Delivered(sessions) = receipt {
@@ -92,7 +98,13 @@ impl OriginSide {
         self.conclude(at, effects);
     }
 
-    pub(super) fn on_not_sent(&mut self, tag: Tag, nodes: &[NodeId], outcome: Outcome, effects: &mut Vec<Effect>) {
+    pub(super) fn on_not_sent(
+        &mut self,
+        tag: Tag,
+        nodes: &[NodeId],
+        outcome: Outcome,
+        effects: &mut Vec<Effect>,
+    ) {
         let Some(at) = self.find(tag) else { return };
         if outcome == Outcome::Confirmed {
             return;
@@ -189,7 +201,13 @@ impl OriginSide {
     }
 
     /// Does all that the order and the time allow.
-    pub(super) fn advance(&mut self, target: &Target, now: Instant, world: &impl World, effects: &mut Vec<Effect>) {
+    pub(super) fn advance(
+        &mut self,
+        target: &Target,
+        now: Instant,
+        world: &impl World,
+        effects: &mut Vec<Effect>,
+    ) {
         if self.entries.is_empty() {
             return;
         }
@@ -265,13 +283,7 @@ impl OriginSide {
     }
 
     /// Acts on one entry, if what is older allows it. `false`: the entry is gone.
-    fn act(
-        &mut self,
-        at: usize,
-        nodes: &Nodes,
-        order: &mut Order,
-        effects: &mut Vec<Effect>,
-    ) -> bool {
+    fn act(&mut self, at: usize, nodes: &Nodes, order: &mut Order, effects: &mut Vec<Effect>) -> bool {
         let entry = &mut self.entries[at];
         match &entry.stage {
             Stage::InFlight(_) => {
@@ -325,13 +337,7 @@ impl OriginSide {
         true
     }
 
-    fn send(
-        &mut self,
-        at: usize,
-        nodes: Nodes,
-        order: &mut Order,
-        effects: &mut Vec<Effect>,
-    ) -> bool {
+    fn send(&mut self, at: usize, nodes: Nodes, order: &mut Order, effects: &mut Vec<Effect>) -> bool {
         if std::mem::take(&mut self.notice_due) {
             effects.push(Effect::Notify { nodes: nodes.clone() });
         }
@@ -370,6 +376,14 @@ struct Order {
 
 impl Order {
     fn new(now: Instant, answer_within: Duration) -> Self {
-        Self { now, answer_by: now + answer_within, sent: 0, sent_bytes: 0, stored: false, blocked: false, full: false }
+        Self {
+            now,
+            answer_by: now + answer_within,
+            sent: 0,
+            sent_bytes: 0,
+            stored: false,
+            blocked: false,
+            full: false,
+        }
     }
 }

@@ -138,7 +138,13 @@ impl TargetSide {
     }
 
     fn queued_bytes(&self) -> usize {
-        self.parked_bytes + self.ready.iter().filter_map(|key| self.items.get(key)).map(|item| item.message.bytes()).sum::<usize>()
+        self.parked_bytes
+            + self
+                .ready
+                .iter()
+                .filter_map(|key| self.items.get(key))
+                .map(|item| item.message.bytes())
+                .sum::<usize>()
     }
 
     // ---- sessions ----

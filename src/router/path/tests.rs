@@ -125,7 +125,8 @@ impl Sim {
                 Effect::Settle(settle, settlement) => settle(settlement),
                 Effect::Send { tag, message, answer_by, .. } => {
                     let origin = Some(Origin { node: self.a.0.id.clone(), life: self.a.0.life, tag });
-                    let envelope = Envelope { message: (*message).clone(), origin, answer_by: Some(answer_by) };
+                    let envelope =
+                        Envelope { message: (*message).clone(), origin, answer_by: Some(answer_by) };
                     self.lane.push_back(OnLane::Message(envelope));
                 }
                 Effect::Deposit { tag, message } => self.deposits.push_back((tag, message)),
@@ -161,7 +162,10 @@ impl Sim {
         let message = Message {
             id: MessageId::new(&n.to_string()).unwrap(),
             target: Target::User(UserId::new("u").unwrap()),
-            sender: Sender::Client { user: UserId::new("s").unwrap(), session: SessionId::parse("a~1").unwrap() },
+            sender: Sender::Client {
+                user: UserId::new("s").unwrap(),
+                session: SessionId::parse("a~1").unwrap(),
+            },
             event: None,
             payload: Payload::json(vec![b'1'; 30_000]),
             accepted_ms: 0,

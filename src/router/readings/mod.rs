@@ -152,7 +152,9 @@ impl Readings {
     fn next(&self, now: Instant) -> (Option<(BoxNumber, Arc<News>)>, Option<Instant>) {
         let mut desks = self.desks();
         let mut later: Option<Instant> = None;
-        for (number, desk) in desks.iter_mut().filter(|(_, desk)| desk.reading.is_none() && !desk.users.is_empty()) {
+        for (number, desk) in
+            desks.iter_mut().filter(|(_, desk)| desk.reading.is_none() && !desk.users.is_empty())
+        {
             match desk.not_before.max(desk.yielded_until).filter(|at| *at > now) {
                 Some(at) => later = Some(later.map_or(at, |before| before.min(at))),
                 None => {

@@ -10,9 +10,7 @@ use tokio::time::{sleep, timeout_at, Instant};
 
 use super::round::Round;
 use super::{News, Readings, Want, WANT_KIND};
-use crate::bus::{
-    Attach, BoxEvent, BoxMail, BoxNumber, BoxReader, Destination, Lane, Properties, Publish,
-};
+use crate::bus::{Attach, BoxEvent, BoxMail, BoxNumber, BoxReader, Destination, Lane, Properties, Publish};
 use crate::clock;
 use crate::ids::{UserId, UserKey};
 use crate::router::Router;

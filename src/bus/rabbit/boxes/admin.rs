@@ -17,7 +17,7 @@ use super::super::connection::{self, LinkError};
 use super::super::declare;
 use super::super::dial::{self, Dialler};
 use super::super::topology::Queue;
-use super::super::url::AmqpUrl;
+use crate::config::AmqpUrl;
 
 /// For the answer to one request.
 const ADMIN_DEADLINE: Duration = Duration::from_secs(2);

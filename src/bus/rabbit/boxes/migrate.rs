@@ -63,7 +63,12 @@ impl Boxes {
         Ok(migrated)
     }
 
-    async fn empty(&self, source: &mut Source, read: Read<'_>, migrated: &mut Migrated) -> Result<(), LinkError> {
+    async fn empty(
+        &self,
+        source: &mut Source,
+        read: Read<'_>,
+        migrated: &mut Migrated,
+    ) -> Result<(), LinkError> {
         loop {
             let (mut tags, mut answers, mut last) = (Vec::new(), Vec::new(), false);
             while tags.len() < BATCH && !last {

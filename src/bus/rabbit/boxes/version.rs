@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
-use super::super::url::AmqpUrl;
+use crate::config::AmqpUrl;
 
 /// For the broker's first frame.
 const DEADLINE: Duration = Duration::from_millis(500);

@@ -7,13 +7,10 @@ fn the_parts_of_a_url_are_told_apart() {
     let url =
         AmqpUrl::parse("amqps://us%40er:p%2Fa%3as%3As@mq.example:5679/v%2Fh?heartbeat=7&frame_max=9000")
             .unwrap();
-    let lapin = url.to_lapin();
-    assert_eq!(lapin.scheme, AMQPScheme::AMQPS);
-    assert_eq!(lapin.authority.userinfo.username, "us@er");
-    assert_eq!(lapin.authority.userinfo.password, "p/a:s:s");
-    assert_eq!((lapin.authority.host.as_str(), lapin.authority.port), ("mq.example", 5679));
-    assert_eq!((lapin.vhost.as_str(), lapin.query.heartbeat), ("v/h", Some(7)));
-    assert_eq!(lapin.query.frame_max, Some(9000));
+    assert!(url.tls());
+    assert_eq!((url.user(), url.expose_password()), ("us@er", "p/a:s:s"));
+    assert_eq!((url.host(), url.port()), ("mq.example", 5679));
+    assert_eq!((url.vhost(), url.heartbeat(), url.frame_max()), ("v/h", 7, 9000));
     for (text, address, vhost) in [
         ("amqp://mq", "mq:5672", "/"),
         ("amqps://mq", "mq:5671", "/"),
@@ -26,8 +23,8 @@ fn the_parts_of_a_url_are_told_apart() {
         let url = AmqpUrl::parse(text).unwrap();
         assert_eq!((url.address().as_str(), url.vhost()), (address, vhost), "{text}");
     }
-    assert_eq!(AmqpUrl::parse("amqp://[::1]").unwrap().to_lapin().authority.host, "::1");
-    assert_eq!(AmqpUrl::parse("amqp://mq").unwrap().to_lapin().query.heartbeat, Some(10));
+    assert_eq!(AmqpUrl::parse("amqp://[::1]").unwrap().host(), "::1");
+    assert_eq!(AmqpUrl::parse("amqp://mq").unwrap().heartbeat(), 10);
 }
 
 #[test]

@@ -8,8 +8,6 @@ use std::fmt;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism};
-
 /// Seconds. The broker and this node notice each other's silent death after two to three times this.
 const HEARTBEAT_SECONDS: u16 = 10;
 const HEARTBEAT_SECONDS_MAX: u16 = 600;
@@ -37,7 +35,7 @@ pub struct AmqpUrl {
     frame_max: u32,
     channel_max: Option<u16>,
     connection_timeout: Option<Duration>,
-    mechanism: SASLMechanism,
+    mechanism: Mechanism,
 }
 
 impl AmqpUrl {
@@ -77,7 +75,7 @@ impl AmqpUrl {
             frame_max: FRAME_MAX,
             channel_max: None,
             connection_timeout: None,
-            mechanism: SASLMechanism::Plain,
+            mechanism: Mechanism::Plain,
         };
         url.read_query(query)?;
         url.read_userinfo(userinfo)?;
@@ -95,7 +93,7 @@ impl AmqpUrl {
         if self.user.is_empty() || self.user.len() > NAME_BYTES_MAX {
             return Err(format!("its user has not 1 to {NAME_BYTES_MAX} bytes"));
         }
-        if self.password.is_empty() && self.mechanism != SASLMechanism::External {
+        if self.password.is_empty() && self.mechanism != Mechanism::External {
             return Err("it names a user without a password".into());
         }
         Ok(())
@@ -132,9 +130,9 @@ impl AmqpUrl {
                 }
                 "auth_mechanism" => {
                     self.mechanism = match value.to_ascii_lowercase().as_str() {
-                        "plain" => SASLMechanism::Plain,
-                        "amqplain" => SASLMechanism::AMQPlain,
-                        "external" => SASLMechanism::External,
+                        "plain" => Mechanism::Plain,
+                        "amqplain" => Mechanism::AmqPlain,
+                        "external" => Mechanism::External,
                         _ => return Err("auth_mechanism is not plain, amqplain or external".into()),
                     };
                 }
@@ -186,25 +184,31 @@ impl AmqpUrl {
         }
     }
 
-    /// In the client library's terms. [`super::dial`] sees to address and TLS.
-    pub fn to_lapin(&self) -> AMQPUri {
-        AMQPUri {
-            scheme: if self.tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
-            authority: AMQPAuthority {
-                userinfo: AMQPUserInfo { username: self.user.clone(), password: self.password.clone() },
-                host: self.host.clone(),
-                port: self.port,
-            },
-            vhost: self.vhost.clone(),
-            query: AMQPQueryString {
-                frame_max: Some(self.frame_max),
-                channel_max: self.channel_max,
-                heartbeat: Some(self.heartbeat),
-                connection_timeout: None,
-                auth_mechanism: Some(self.mechanism),
-            },
-        }
+    /// For the one place that connects.
+    pub fn expose_password(&self) -> &str {
+        &self.password
     }
+
+    /// Seconds.
+    pub fn heartbeat(&self) -> u16 {
+        self.heartbeat
+    }
+
+    pub fn channel_max(&self) -> Option<u16> {
+        self.channel_max
+    }
+
+    pub fn mechanism(&self) -> Mechanism {
+        self.mechanism
+    }
+}
+
+/// How the connection proves who it is (SASL).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mechanism {
+    Plain,
+    AmqPlain,
+    External,
 }
 
 /// Checks URLs of one cluster together: nodes know each other by the user that the broker vouches for, and meet
@@ -248,7 +252,9 @@ fn address_of(address: &str, tls: bool) -> Result<(String, u16), String> {
         return Err("its host is neither a name nor an address".into());
     }
     let port = match port {
-        None => AMQPScheme::default_port(if tls { &AMQPScheme::AMQPS } else { &AMQPScheme::AMQP }),
+        // As registered for `amqps` and `amqp`.
+        None if tls => 5671,
+        None => 5672,
         Some(port) => number(port, 1..=u16::MAX)
             .ok_or("its port is not 1 to 65535 (or the @ after the password is missing)")?,
     };
