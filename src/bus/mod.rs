@@ -33,6 +33,10 @@ pub use boxes::{
 /// the broker is away.
 pub const PUBLISH_DEADLINE: Duration = Duration::from_millis(1_500);
 
+/// What backends published and this node has not settled: the prefetch window of ingress. Messages for users who take
+/// nothing leave it early once it is half full.
+pub const INGRESS_WINDOW: u16 = 4000;
+
 /// Where a publish goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Destination {

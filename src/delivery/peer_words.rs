@@ -23,19 +23,17 @@ pub mod kind {
 pub enum Receipt {
     /// So many sessions have taken it.
     Delivered(u32),
-    /// No session of the target is here.
+    /// No session of the target is here, and none was shown the message.
     NotHere,
-    /// Interim: the node has it, and no session has taken it yet.
+    /// Sessions had it and ended without taking it: it may have been shown.
+    NotTaken,
+    /// Interim: the node has it, and no session has it yet.
+    Queued,
+    /// Interim: sessions have it, and none has taken it yet.
     Held,
     /// The node holds as much for this target as it may, and refuses all that follows until a [`MailNotice`] of the
     /// origin.
     Full,
-}
-
-impl Receipt {
-    pub fn is_final(self) -> bool {
-        self != Receipt::Held
-    }
 }
 
 /// One target node's receipts for one origin process.

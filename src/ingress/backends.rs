@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep_until, Instant};
 
 use super::read;
-use super::settled::{Again, Desk, Ending};
+use super::settled::{Again, Desk, Ending, Taken};
 use crate::bus::{Bus, Delivery};
 use crate::clock::Now;
 use crate::metrics::{Door, Metrics};
@@ -35,7 +35,7 @@ pub struct BackendsDoor {
 pub async fn run(door: BackendsDoor, mut inbox: mpsc::Receiver<Delivery>) {
     let (again, mut failed) = mpsc::channel(AGAIN_MAX);
     let BackendsDoor { router, bus, metrics, own_prefix, message_bytes_max } = door;
-    let desk = Desk { bus, metrics, own_prefix, again };
+    let desk = Desk { bus, metrics, own_prefix, again, window: Arc::default() };
     // All wait equally long, so that the oldest is always due first.
     let mut waiting: VecDeque<(Instant, Again)> = VecDeque::new();
     loop {
@@ -43,16 +43,18 @@ pub async fn run(door: BackendsDoor, mut inbox: mpsc::Receiver<Delivery>) {
         tokio::select! {
             delivery = inbox.recv() => {
                 let Some(delivery) = delivery else { return };
-                let now = Now::read();
-                match read::ingress(&delivery, message_bytes_max, now) {
-                    Ok(message) => accept(&router, &desk, message, delivery),
-                    Err(reason) => desk.finish(Ending::unreadable(delivery, reason)),
+                let read = read::ingress(&delivery, message_bytes_max, Now::read());
+                let taken = desk.window.take(delivery);
+                router.set_ingress_pressed(desk.window.is_pressed());
+                match read {
+                    Ok(message) => accept(&router, &desk, message, taken),
+                    Err(reason) => desk.finish(Ending::unreadable(taken, reason)),
                 }
             }
             Some(step) = failed.recv() => waiting.push_back((Instant::now() + RETRY_AFTER, step)),
             () = async { if let Some(at) = due { sleep_until(at).await } }, if due.is_some() => {
                 match waiting.pop_front() {
-                    Some((_, Again::Accept(message, delivery))) => accept(&router, &desk, *message, delivery),
+                    Some((_, Again::Accept(message, taken))) => accept(&router, &desk, *message, taken),
                     Some((_, Again::Finish(ending))) => desk.finish(ending),
                     None => {}
                 }
@@ -61,15 +63,15 @@ pub async fn run(door: BackendsDoor, mut inbox: mpsc::Receiver<Delivery>) {
     }
 }
 
-fn accept(router: &Arc<Router>, desk: &Desk, message: Message, delivery: Delivery) {
+fn accept(router: &Arc<Router>, desk: &Desk, message: Message, taken: Taken) {
     // The channel is gone: the broker hands the message out again, and a second copy of the work must not go on.
-    if delivery.ack.is_void() {
+    if taken.delivery.ack.is_void() {
         return;
     }
     #[cfg(feature = "sabotage")]
-    let delivery = match crate::sabotage::is("ack-early") {
-        true => Delivery { ack: delivery.ack.ack_early(), ..delivery },
-        false => delivery,
+    let taken = match crate::sabotage::is("ack-early") {
+        true => taken.ack_early(),
+        false => taken,
     };
     // What could not be settled may still have reached its receiver: whatever comes of a second try says so.
     let retry = Message { redelivered: true, ..message.clone() };
@@ -79,9 +81,9 @@ fn accept(router: &Arc<Router>, desk: &Desk, message: Message, delivery: Deliver
         if matches!(&settlement, Settlement::Failed(error) if error.code.retry()) {
             // Not settled, so it stays. Not handed back either: a queue may count how often that happens, and
             // throw the message away. The prefetch window bounds how many wait like this.
-            return desk.try_again(Again::Accept(Box::new(retry), delivery));
+            return desk.try_again(Again::Accept(Box::new(retry), taken));
         }
-        desk.finish(Ending::settled(delivery, &retry.id, &settlement));
+        desk.finish(Ending::settled(taken, &retry.id, &settlement));
     };
     router.accept(message, Box::new(settle));
 }

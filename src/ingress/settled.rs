@@ -3,13 +3,14 @@
 //! Nothing here waits: what the broker does not take now is tried again later, and holds its place in the prefetch
 //! window until then. A delivery whose channel is gone is dropped, since the broker hands it out again.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::dead_letter;
-use crate::bus::{Bus, Delivery, Destination, Lane, Outcome, Properties, Publish};
+use crate::bus::{Bus, Delivery, Destination, Lane, Outcome, Properties, Publish, INGRESS_WINDOW};
 use crate::error::Error;
 use crate::ids::MessageId;
 use crate::metrics::Metrics;
@@ -19,14 +20,14 @@ use crate::protocol::reply::Settled;
 /// A step that is to be tried again later.
 pub(super) enum Again {
     /// Not settled: from the beginning.
-    Accept(Box<Message>, Delivery),
+    Accept(Box<Message>, Taken),
     /// Settled: the answer or the dead letter did not get through.
     Finish(Ending),
 }
 
 /// A delivery whose fate is known.
 pub(super) struct Ending {
-    pub(super) delivery: Delivery,
+    pub(super) taken: Taken,
     /// The answer for the backend, as JSON; `None` once it is sent, or when nobody asked.
     pub(super) reply: Option<Vec<u8>>,
     pub(super) dead: DeadLetter,
@@ -51,6 +52,44 @@ pub(super) struct Desk {
     pub(super) own_prefix: Arc<str>,
     /// As wide as the prefetch window, which bounds what can be in it.
     pub(super) again: mpsc::Sender<Again>,
+    pub(super) window: Arc<Window>,
+}
+
+/// How much of the ingress window is taken.
+#[derive(Debug, Default)]
+pub(super) struct Window(AtomicUsize);
+
+/// A delivery and its place in the window, which is free again when this is dropped.
+pub(super) struct Taken {
+    pub(super) delivery: Delivery,
+    _place: Place,
+}
+
+struct Place(Arc<Window>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0 .0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(feature = "sabotage")]
+impl Taken {
+    pub(super) fn ack_early(self) -> Self {
+        let delivery = Delivery { ack: self.delivery.ack.ack_early(), ..self.delivery };
+        Self { delivery, _place: self._place }
+    }
+}
+
+impl Window {
+    pub(super) fn take(self: &Arc<Self>, delivery: Delivery) -> Taken {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Taken { delivery, _place: Place(self.clone()) }
+    }
+
+    pub(super) fn is_pressed(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > usize::from(INGRESS_WINDOW) / 2
+    }
 }
 
 /// The settlement as a backend gets it.
@@ -67,26 +106,26 @@ struct Reply<'a> {
 
 impl Ending {
     /// Of a message that was settled for good.
-    pub(super) fn settled(delivery: Delivery, id: &MessageId, settlement: &Settlement) -> Self {
+    pub(super) fn settled(taken: Taken, id: &MessageId, settlement: &Settlement) -> Self {
         let Settled { outcome, sessions, error, .. } = Settled::new(id, settlement);
         let reason = error.map(|error| format!("{}: {}", error.code.as_str(), error.message));
         let dead = reason.map_or(DeadLetter::No, DeadLetter::UnlessTold);
-        Self::new(delivery, &Reply { id: Some(id.as_str()), outcome, sessions, error }, dead)
+        Self::new(taken, &Reply { id: Some(id.as_str()), outcome, sessions, error }, dead)
     }
 
     /// Of a delivery that is no message.
-    pub(super) fn unreadable(delivery: Delivery, reason: String) -> Self {
+    pub(super) fn unreadable(taken: Taken, reason: String) -> Self {
         let error = Error::bad_request(reason.clone());
-        let id = delivery.properties.message_id.clone();
+        let id = taken.delivery.properties.message_id.clone();
         let reply = Reply { id: id.as_deref(), outcome: "rejected", sessions: None, error: Some(&error) };
-        Self::new(delivery, &reply, DeadLetter::Always(reason))
+        Self::new(taken, &reply, DeadLetter::Always(reason))
     }
 
-    fn new(delivery: Delivery, reply: &Reply, dead: DeadLetter) -> Self {
+    fn new(taken: Taken, reply: &Reply, dead: DeadLetter) -> Self {
         // Plain structs cannot fail to serialise.
         let body = serde_json::to_vec(reply).unwrap_or_default();
-        let asked = delivery.properties.reply_to.is_some();
-        Self { delivery, reply: asked.then_some(body), dead }
+        let asked = taken.delivery.properties.reply_to.is_some();
+        Self { taken, reply: asked.then_some(body), dead }
     }
 }
 
@@ -98,11 +137,11 @@ impl Desk {
 
     /// Answers, then dead-letters, then acknowledges; each only after the broker has confirmed the one before.
     pub(super) fn finish(&self, mut ending: Ending) {
-        if ending.delivery.ack.is_void() {
+        if ending.taken.delivery.ack.is_void() {
             return;
         }
         let Some(body) = ending.reply.take() else { return self.dead_letter(ending) };
-        let Some(publish) = self.reply(&ending.delivery.properties, &body) else {
+        let Some(publish) = self.reply(&ending.taken.delivery.properties, &body) else {
             if ending.dead == DeadLetter::No {
                 ending.dead = DeadLetter::Always("reply_to: names a queue of the gateway".to_owned());
             }
@@ -110,7 +149,9 @@ impl Desk {
         };
         let desk = self.clone();
         let done = move |outcome| match outcome {
-            Outcome::Confirmed if !matches!(ending.dead, DeadLetter::Always(_)) => ending.delivery.ack.ack(),
+            Outcome::Confirmed if !matches!(ending.dead, DeadLetter::Always(_)) => {
+                ending.taken.delivery.ack.ack()
+            }
             Outcome::Confirmed | Outcome::Unroutable | Outcome::Refused => desk.dead_letter(ending),
             Outcome::Overloaded | Outcome::Unavailable => {
                 ending.reply = Some(body);
@@ -148,16 +189,16 @@ impl Desk {
 
     fn dead_letter(&self, ending: Ending) {
         let reason = match &ending.dead {
-            DeadLetter::No => return ending.delivery.ack.ack(),
+            DeadLetter::No => return ending.taken.delivery.ack.ack(),
             DeadLetter::UnlessTold(reason) | DeadLetter::Always(reason) => reason.clone(),
         };
-        let publish = dead_letter::publish(&ending.delivery, &reason);
+        let publish = dead_letter::publish(&ending.taken.delivery, &reason);
         let desk = self.clone();
         let done = move |outcome| match outcome {
             Outcome::Confirmed => {
-                tracing::warn!(via = ?ending.delivery.via, reason, "dead-lettered a message");
+                tracing::warn!(via = ?ending.taken.delivery.via, reason, "dead-lettered a message");
                 desk.metrics.message_dead();
-                ending.delivery.ack.ack();
+                ending.taken.delivery.ack.ack();
             }
             // The dead queue is being declared again, or the broker takes nothing now.
             _ => desk.try_again(Again::Finish(ending)),

@@ -13,10 +13,10 @@ use tracing::{info, warn};
 use super::connection::{self, within, Backoff, LinkError};
 use super::consuming::failure;
 use super::{consumer, declare, Shared, STABLE_AFTER};
-use crate::bus::{Delivery, Via};
+use crate::bus::{Delivery, Via, INGRESS_WINDOW};
 
 /// Each of these waits for its settlement, and all of them move to another node when this one dies.
-pub const PREFETCH: u16 = 1000;
+pub const PREFETCH: u16 = INGRESS_WINDOW;
 
 pub async fn supervise(shared: Shared, inbox: mpsc::Sender<Delivery>, leave: watch::Receiver<bool>) {
     let mut backoff = Backoff::default();

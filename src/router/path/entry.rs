@@ -21,8 +21,8 @@ pub(super) struct Entry {
     pub(super) settle: Settle,
     pub(super) accepted: Instant,
     pub(super) attempts: u8,
-    /// It was sent to a node: a client that did not acknowledge it may have seen it all the same.
-    pub(super) tried: bool,
+    /// A client may have seen it, although none has taken it.
+    pub(super) shown: bool,
     /// A node did not answer, or the broker did not: whether the message arrived there is not known.
     pub(super) unknown: bool,
     /// Nodes that said that the target is not there.
@@ -76,7 +76,7 @@ impl Entry {
 
     /// The message as it is sent or stored now.
     pub(super) fn outgoing(&self) -> Arc<Message> {
-        match self.tried && !self.message.redelivered {
+        match (self.shown || self.unknown) && !self.message.redelivered {
             true => Arc::new(Message { redelivered: true, ..(*self.message).clone() }),
             false => self.message.clone(),
         }

@@ -30,6 +30,9 @@ pub(super) struct Item {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Told {
     Nothing,
+    /// That it waits here.
+    Queued,
+    /// That sessions have it.
     Held,
     /// What could be told before the origin gives up.
     All,
@@ -46,10 +49,15 @@ pub(super) enum Place {
 }
 
 impl Item {
-    pub(super) fn tell_held(&mut self, effects: &mut Vec<Effect>) {
-        self.told = Told::Held;
+    /// Tells the origins where the message is, so that they neither send it elsewhere nor wait for it in vain.
+    pub(super) fn tell_place(&mut self, effects: &mut Vec<Effect>) {
+        let (told, receipt) = match self.place {
+            Place::Queued => (Told::Queued, Receipt::Queued),
+            Place::Out | Place::PartlyTaken => (Told::Held, Receipt::Held),
+        };
+        self.told = told;
         for origin in &self.origins {
-            effects.push(Effect::Answer { origin: origin.clone(), receipt: Receipt::Held });
+            effects.push(Effect::Answer { origin: origin.clone(), receipt });
         }
     }
 

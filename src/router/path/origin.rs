@@ -52,7 +52,7 @@ impl OriginSide {
             settle,
             accepted: now,
             attempts: 0,
-            tried: false,
+            shown: false,
             unknown: false,
             not_here: Nodes::new(),
             store_next: false,
@@ -81,8 +81,9 @@ impl OriginSide {
         }
         let Stage::InFlight(flight) = &mut entry.stage else { return };
         let Some(waiting) = flight.waiting.iter().position(|waiting| waiting == node) else { return };
-        if receipt == Receipt::Held {
+        if matches!(receipt, Receipt::Held | Receipt::Queued) {
             flight.held = true;
+            entry.shown |= receipt == Receipt::Held;
             if entry.store_next {
                 entry.stage = Stage::ToStore;
             }
@@ -93,7 +94,8 @@ impl OriginSide {
             Receipt::Delivered(sessions) => flight.sessions += sessions,
             Receipt::NotHere => entry.not_here.push(node.clone()),
             Receipt::Full => self.store_everything(),
-            Receipt::Held => {}
+            Receipt::NotTaken => entry.shown = true,
+            Receipt::Held | Receipt::Queued => {}
         }
         self.conclude(at, effects);
     }
@@ -109,7 +111,8 @@ impl OriginSide {
         if outcome == Outcome::Confirmed {
             return;
         }
-        self.without(at, nodes);
+        // What came back was not delivered; else nobody knows.
+        self.without(at, nodes, outcome != Outcome::Unroutable);
         let Stage::InFlight(flight) = &self.entries[at].stage else { return };
         let is_last = flight.waiting.is_empty() && flight.sessions == 0;
         match outcome {
@@ -123,18 +126,18 @@ impl OriginSide {
 
     pub(super) fn on_node_lost(&mut self, node: &NodeId) {
         for at in 0..self.entries.len() {
-            self.without(at, std::slice::from_ref(node));
+            self.without(at, std::slice::from_ref(node), true);
         }
         // Concluded by the next `advance`, in order.
     }
 
     /// Nothing will be heard from these nodes.
-    fn without(&mut self, at: usize, nodes: &[NodeId]) {
+    fn without(&mut self, at: usize, nodes: &[NodeId], unknown: bool) {
         let entry = &mut self.entries[at];
         let Stage::InFlight(flight) = &mut entry.stage else { return };
         let before = flight.waiting.len();
         flight.waiting.retain(|waiting| !nodes.contains(waiting));
-        entry.unknown |= flight.waiting.len() < before;
+        entry.unknown |= unknown && flight.waiting.len() < before;
     }
 
     pub(super) fn on_deposited(&mut self, tag: Tag, deposited: Deposited, effects: &mut Vec<Effect>) {
@@ -350,7 +353,6 @@ impl OriginSide {
         let entry = &mut self.entries[at];
         let message = entry.outgoing();
         entry.attempts += 1;
-        entry.tried = true;
         order.sent += 1;
         order.sent_bytes += message.bytes();
         let answer_by = order.answer_by.min(entry.store_at());

@@ -78,7 +78,9 @@ impl TargetSide {
         let next = |item: &Item| match item.told {
             _ if item.origins.is_empty() => None,
             Told::Nothing => Some(item.since + HELD_AFTER),
-            Told::Held => item.answer_by.map(|at| at.checked_sub(ANSWER_MARGIN).unwrap_or(item.since)),
+            Told::Queued | Told::Held => {
+                item.answer_by.map(|at| at.checked_sub(ANSWER_MARGIN).unwrap_or(item.since))
+            }
             Told::All => None,
         };
         let room = self.no_room_since.map(|since| since + ROOM_AFTER);
@@ -119,7 +121,9 @@ impl TargetSide {
         let queued = self.parked.len() + self.ready.len();
         if queued >= QUEUE_MAX || (queued > 0 && self.queued_bytes() + bytes > QUEUE_BYTES_MAX) {
             self.refusing.extend(life);
-            self.tell_held(effects);
+            for item in self.items.values_mut().filter(|item| item.told == Told::Nothing) {
+                item.tell_place(effects);
+            }
             return answer(Receipt::Full, effects);
         }
         let item = Item {
@@ -176,10 +180,32 @@ impl TargetSide {
     pub(super) fn on_announced(&mut self, from: Option<Life>, is_here: bool, effects: &mut Vec<Effect>) {
         if let Some(life) = from {
             self.refusing.retain(|refused| *refused != life);
+            self.forget_stored(life);
         }
         if is_here {
             self.want_mail(effects);
         }
+    }
+
+    /// The origin has stored whatever it sent before and no session has yet: it comes with the mail, in its order.
+    fn forget_stored(&mut self, life: Life) {
+        let items = &mut self.items;
+        let is_stored = |item: &Item| {
+            let of_origin = item.origins.iter().all(|origin| origin.life == life);
+            item.place == Place::Queued && item.mail.is_none() && !item.origins.is_empty() && of_origin
+        };
+        let mut bytes = 0;
+        for (queue, is_parked) in [(&mut self.ready, false), (&mut self.parked, true)] {
+            queue.retain(|key| {
+                let stored = items.get(key).is_some_and(is_stored);
+                if stored {
+                    let gone = items.remove(key);
+                    bytes += gone.filter(|_| is_parked).map_or(0, |item| item.message.bytes());
+                }
+                !stored
+            });
+        }
+        self.parked_bytes -= bytes;
     }
 
     pub(super) fn on_mail(
@@ -290,7 +316,7 @@ impl TargetSide {
             }
             return;
         }
-        answer_all(item.origins, Receipt::NotHere, effects);
+        answer_all(item.origins, Receipt::NotTaken, effects);
         if (item.mail.is_some() || item.left_in_box) && world.is_here(target) {
             // The session ended without taking it, and the user is here with another one.
             self.want_mail(effects);
@@ -312,19 +338,14 @@ impl TargetSide {
 
     // ---- time ----
 
-    fn tell_held(&mut self, effects: &mut Vec<Effect>) {
-        for item in self.items.values_mut().filter(|item| item.told == Told::Nothing) {
-            item.tell_held(effects);
-        }
-    }
-
     pub(super) fn on_tick(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         self.no_room_since = None;
         for item in self.items.values_mut().filter(|item| !item.origins.is_empty()) {
             if item.told == Told::Nothing && now >= item.since + HELD_AFTER {
-                item.tell_held(effects);
+                item.tell_place(effects);
             }
-            if item.told == Told::Held && item.answer_by.is_some_and(|at| now + ANSWER_MARGIN >= at) {
+            let is_told = matches!(item.told, Told::Queued | Told::Held);
+            if is_told && item.answer_by.is_some_and(|at| now + ANSWER_MARGIN >= at) {
                 item.told = Told::All;
                 if item.place == Place::PartlyTaken {
                     answer_all(std::mem::take(&mut item.origins), Receipt::Delivered(1), effects);
@@ -359,6 +380,9 @@ impl TargetSide {
                 continue;
             }
             item.place = Place::Out;
+            if item.told == Told::Queued {
+                item.tell_place(effects);
+            }
             self.out += 1;
             self.out_bytes += bytes;
             let message = in_order(&mut self.last, &item.message);
