@@ -33,6 +33,9 @@ pub use boxes::{
 /// the broker is away.
 pub const PUBLISH_DEADLINE: Duration = Duration::from_millis(1_500);
 
+/// The header in which backends whose protocol has no AMQP `type` name the event; the broker itself uses the name.
+pub const EVENT_HEADER: &str = "x-basic-type";
+
 /// Where a publish goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Destination {
