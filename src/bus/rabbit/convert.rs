@@ -5,7 +5,7 @@ use lapin::BasicProperties;
 
 use super::filter::UNREADABLE_HEADER;
 use super::topology::Topology;
-use crate::bus::{Destination, Properties, Publish, EVENT_HEADER};
+use crate::bus::{Destination, Lane, Properties, Publish, EVENT_HEADER};
 use crate::ids::encode;
 
 /// Numbers a publish that may come back, so that its return is known by our own number.
@@ -62,7 +62,9 @@ pub fn outgoing(
         Destination::Nodes(nodes) => (topology.direct(), encode(nodes.first().ok_or(Unfit)?.as_str()), true),
         Destination::Ingress(key) => (topology.ingress(), key.clone(), true),
         Destination::Dead => (topology.dead(), String::new(), true),
-        Destination::Queue(name) if topology.is_reserved(name) || !is_sound(name) => return Err(Unfit),
+        Destination::Queue(name) if !is_sound(name) => return Err(Unfit),
+        // Answers go where strangers want them; the node's own probes go to its own queues.
+        Destination::Queue(name) if publish.lane == Lane::Reply && topology.is_reserved(name) => return Err(Unfit),
         // The broker hands it over and yet calls it unroutable.
         Destination::Queue(name) => (String::new(), name.clone(), !name.starts_with(DIRECT_REPLY)),
         Destination::Box(number) => (String::new(), topology.box_name(*number), true),
@@ -238,7 +240,7 @@ fn flat(value: &AMQPValue) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::{BoxSettings, Lane};
+    use crate::bus::BoxSettings;
     use crate::ids::NodeId;
     use bytes::Bytes;
     use smallvec::smallvec;
@@ -344,6 +346,13 @@ mod tests {
             assert_eq!(is_sound(&format!("{DIRECT_REPLY}{rest}")), sound, "{rest}");
         }
         assert!(is_sound("replies"));
+    }
+
+    #[test]
+    fn only_a_node_itself_reaches_its_own_queues() {
+        let probe = publish(Destination::Queue("w.control.n.1".into()), Properties::default());
+        assert!(write(&probe).is_ok());
+        assert!(write(&Publish { lane: Lane::Reply, ..probe }).is_err());
     }
 
     #[test]
