@@ -12,11 +12,11 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection, ConnectionProperties, ExchangeKind};
 use serde_json::{json, Value};
 use warren::bus::rabbit::{definitions, AmqpUrl, RabbitSettings};
-use warren::bus::{Destination, Outcome};
+use warren::bus::{publish_confirmed, Destination, Lane, Outcome, Publish};
 
 use crate::box_contract::{deposit, take_all, ONE};
 use crate::broker::{self, Vhost};
-use crate::bus_contract::{next, peer, ready, send, take, to};
+use crate::bus_contract::{next, peer, ready, send, take, text, to};
 use crate::contract::rabbit_bus;
 use crate::eventually::eventually;
 
