@@ -97,4 +97,5 @@ install_on_host
 bootstrap
 mount_system
 replace_programs
-exec env -u WARREN_TEST_RABBITMQ_INSIDE "$@"
+# Tests put their folders below TMPDIR, and only /tmp is the same inside.
+exec env -u WARREN_TEST_RABBITMQ_INSIDE TMPDIR=/tmp "$@"
