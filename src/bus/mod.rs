@@ -36,6 +36,8 @@ pub const PUBLISH_DEADLINE: Duration = Duration::from_millis(1_500);
 /// What backends published and this node has not settled: the prefetch window of ingress. Messages for users who take
 /// nothing leave it early once it is half full.
 pub const INGRESS_WINDOW: u16 = 4000;
+/// The header in which backends whose protocol has no AMQP `type` name the event; the broker itself uses the name.
+pub const EVENT_HEADER: &str = "x-basic-type";
 
 /// Where a publish goes.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,8 +2,10 @@
 //!
 //! - [`peers`]: the node queue and the control queue.
 //! - [`backends`]: the ingress queue; `read.rs` turns a delivery into a message, `settled.rs` answers for it.
+//! - `amqp10.rs`: bodies in the types of AMQP 1.0.
 //! - `dead_letter.rs`: what cannot be delivered to anybody.
 
+mod amqp10;
 pub mod backends;
 mod dead_letter;
 pub mod peers;

@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use crate::bus::{Delivery, Properties};
+use super::amqp10::{self, Body, BodyError};
+use crate::bus::{Delivery, Properties, EVENT_HEADER};
 use crate::clock::Now;
 use crate::ids::MessageId;
 use crate::protocol::message::{Form, Guarantee, Message, Payload, Sender};
@@ -37,7 +38,8 @@ pub(super) fn message(
         Some(id) => MessageId::new(id).map_err(|error| format!("message_id: {error}"))?,
         None => MessageId::generate(),
     };
-    if let Some(event) = &properties.kind {
+    let (payload, event) = content(delivery, message_bytes_max)?;
+    if let Some(event) = &event {
         check_event(event).map_err(|error| format!("type: {}", error.message))?;
     }
     let expires = match properties.expiration.as_deref() {
@@ -52,8 +54,8 @@ pub(super) fn message(
         id,
         target,
         sender: Sender::Service { service: service(properties)? },
-        event: properties.kind.clone(),
-        payload: payload(&delivery.body, properties.content_type.as_deref())?,
+        event,
+        payload,
         accepted_ms: now.unix_ms,
         expires,
         guarantee: match properties.persistent {
@@ -71,6 +73,40 @@ fn service(properties: &Properties) -> Result<String, String> {
         return Err(format!("app_id: at most {SERVICE_BYTES_MAX} bytes without control characters"));
     }
     Ok(service.to_owned())
+}
+
+/// The payload and the event name.
+fn content(delivery: &Delivery, bytes_max: usize) -> Result<(Payload, Option<String>), String> {
+    let Properties { kind, content_type, .. } = &delivery.properties;
+    let (kind, content_type) = (kind.as_deref(), content_type.as_deref());
+    let header = delivery.properties.header(EVENT_HEADER);
+    let named = |kind: Option<&str>| kind.or(header).map(str::to_owned);
+    if kind == Some(amqp10::ENCODED) || content_type == Some(amqp10::ENCODED) {
+        let payload = match amqp10::read(&delivery.body, bytes_max) {
+            Ok(Body::Bytes(bytes)) => payload(&bytes.into(), content_type)?,
+            Ok(Body::Text(text)) => of_text(text.into(), content_type)?,
+            Ok(Body::Json(json)) => Payload::json(json),
+            Err(BodyError::NoJson) => Payload { form: Form::Binary, bytes: delivery.body.clone() },
+            // Not the broker's mark then, but the sender's own words.
+            Err(BodyError::Malformed) => return Ok((payload(&delivery.body, content_type)?, named(kind))),
+            Err(error @ (BodyError::Deep | BodyError::Long(_))) => return Err(format!("body: {error}")),
+        };
+        // The mark stands where the event name would stand.
+        return Ok((payload, named(kind.filter(|kind| *kind != amqp10::ENCODED))));
+    }
+    Ok((payload(&delivery.body, content_type)?, named(kind)))
+}
+
+/// The sender says that it is a string; only the media type makes JSON of it.
+fn of_text(text: Bytes, content_type: Option<&str>) -> Result<Payload, String> {
+    let kind = content_type.unwrap_or_default().split(';').next().unwrap_or_default();
+    if kind.trim().eq_ignore_ascii_case(Form::Json.media_type()) {
+        let payload = payload(&text, content_type)?;
+        if payload.form == Form::Json {
+            return Ok(payload);
+        }
+    }
+    Ok(Payload { form: Form::Text, bytes: text })
 }
 
 /// A JSON body stays as it is, one of `text/*` is text, any other bytes are binary. Media types are compared without
@@ -99,6 +135,56 @@ fn payload(body: &Bytes, content_type: Option<&str>) -> Result<Payload, String> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::{AckToken, Via};
+
+    fn delivery(properties: Properties, body: &[u8]) -> Delivery {
+        Delivery {
+            via: Via::Ingress,
+            routing_key: "user.1".into(),
+            properties,
+            body: Bytes::copy_from_slice(body),
+            redelivered: false,
+            ack: AckToken::new(1, tokio::sync::mpsc::channel(1).0),
+        }
+    }
+
+    /// As RabbitMQ 3.10 to 4.3 hand on what proton sends.
+    #[test]
+    fn a_body_of_amqp_1_0_is_decoded() {
+        let json = Some("application/json");
+        for (kind, content_type, header, body, expected, form, event) in [
+            ("amqp-1.0", None, None, &b"\0Sw\xa1\x05hello"[..], &b"hello"[..], Form::Text, None),
+            ("amqp-1.0", json, None, b"\0Sw\xa1\x03[1]", b"[1]", Form::Json, None),
+            ("amqp-1.0", json, None, b"\0Sw\xa1\x01{", b"{", Form::Text, None),
+            ("amqp-1.0", None, Some("e"), b"\0Sw\xa0\x02{}", b"{}", Form::Json, Some("e")),
+            ("amqp-1.0", None, None, b"\0Sv\xd0\0\0\0\x08\0\0\0\x02U\x01U\x02", b"[1,2]", Form::Json, None),
+            ("e", Some("amqp-1.0"), None, b"\0SwA", b"true", Form::Json, Some("e")),
+            // An infinity, which has no JSON: as it came.
+            ("amqp-1.0", None, None, b"\0Swr\x7f\x80\0\0", b"\0Swr\x7f\x80\0\0", Form::Binary, None),
+            // Not of the broker's making.
+            ("amqp-1.0", None, None, b"{}", b"{}", Form::Json, Some("amqp-1.0")),
+            ("e", None, Some("other"), b"\0SwA", b"\0SwA", Form::Binary, Some("e")),
+        ] {
+            let mut properties = Properties {
+                kind: Some(kind.into()),
+                content_type: content_type.map(str::to_owned),
+                ..Properties::default()
+            };
+            properties.headers.extend(header.map(|event| (EVENT_HEADER.to_owned(), event.to_owned())));
+            let message = ingress(&delivery(properties, body), 100, Now::read()).unwrap();
+            assert_eq!(
+                (&message.payload.bytes[..], message.payload.form),
+                (expected, form),
+                "{kind} {body:?}"
+            );
+            assert_eq!(message.event.as_deref(), event);
+        }
+        // An array of 4,000,000,000 nulls.
+        let bomb = b"\0Sw\xf0\0\0\0\x05\xee\x6b\x28\0\x40";
+        let properties = Properties { kind: Some("amqp-1.0".into()), ..Properties::default() };
+        let error = ingress(&delivery(properties, bomb), 100, Now::read()).unwrap_err();
+        assert_eq!(error, "body: longer than 100 bytes as JSON");
+    }
 
     #[test]
     fn any_body_becomes_a_payload() {

@@ -3,9 +3,11 @@
 //! Nothing here waits: what the broker does not take now is tried again later, and holds its place in the prefetch
 //! window until then. A delivery whose channel is gone is dropped, since the broker hands it out again.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
+use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
@@ -167,9 +169,7 @@ impl Desk {
 
     /// `None`: the name is one of the gateway's own queues.
     fn reply(&self, properties: &Properties, body: &[u8]) -> Option<Publish> {
-        let to = properties.reply_to.as_deref().unwrap_or_default();
-        // A broker may hand on the address of an AMQP 1.0 client as it was written.
-        let to = to.strip_prefix("/queues/").or_else(|| to.strip_prefix("/queue/")).unwrap_or(to);
+        let to = reply_queue(properties.reply_to.as_deref().unwrap_or_default());
         let own = to.strip_prefix(&*self.own_prefix).is_some_and(|rest| rest.starts_with('.'));
         let properties = Properties {
             correlation_id: properties.correlation_id.clone(),
@@ -178,7 +178,7 @@ impl Desk {
         };
         let body = body.to_vec().into();
         let publish = Publish {
-            to: Destination::Queue(to.to_owned()),
+            to: Destination::Queue(to.into_owned()),
             properties,
             body,
             order_key: 0,
@@ -204,5 +204,58 @@ impl Desk {
             _ => desk.try_again(Again::Finish(ending)),
         };
         self.bus.publish(publish, Box::new(done));
+    }
+}
+
+/// The name of the queue in an address of another protocol, which the broker may hand on as its client wrote it: AMQP 1.0
+/// in RabbitMQ 4 (`/queues/`, percent-encoded), and STOMP.
+fn reply_queue(address: &str) -> Cow<'_, str> {
+    if let Some(name) = address.strip_prefix("/queues/") {
+        return percent_decode_str(name).decode_utf8_lossy();
+    }
+    let name = address.strip_prefix("/queue/").or_else(|| address.strip_prefix("/amq/queue/"));
+    Cow::Borrowed(name.unwrap_or(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::memory::MemoryBroker;
+    use crate::ids::NodeId;
+
+    #[test]
+    fn addresses_of_other_protocols_name_queues() {
+        for (address, queue) in [
+            ("replies", "replies"),
+            ("/queues/replies", "replies"),
+            ("/queues/my%20replies%2Fto", "my replies/to"),
+            ("/queue/replies%20", "replies%20"),
+            ("/amq/queue/replies", "replies"),
+            ("/exchanges/x/y", "/exchanges/x/y"),
+            ("", ""),
+        ] {
+            assert_eq!(reply_queue(address), queue);
+        }
+    }
+
+    #[tokio::test]
+    async fn no_spelling_reaches_a_queue_of_the_gateway() {
+        let (bus, _inboxes) = MemoryBroker::new().attach(NodeId::new("n").unwrap());
+        let desk = Desk {
+            bus,
+            metrics: Arc::new(Metrics::new()),
+            own_prefix: "warren".into(),
+            again: mpsc::channel(1).0,
+        };
+        let reply = |address: &str| {
+            let properties = Properties { reply_to: Some(address.to_owned()), ..Properties::default() };
+            desk.reply(&properties, b"{}").map(|publish| publish.to)
+        };
+        for address in
+            ["warren.dead", "/queues/warren.dead", "/queues/warren%2Edead", "/queues/%77arren.dead"]
+        {
+            assert_eq!(reply(address), None, "{address}");
+        }
+        assert_eq!(reply("/queues/warrens"), Some(Destination::Queue("warrens".into())));
     }
 }

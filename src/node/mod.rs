@@ -1,9 +1,11 @@
 //! A node: puts the parts together, owns every task and thread, drives the phases of its life.
 //!
 //! - `worker_thread.rs`: the thread that serves a listener and its sockets.
+//! - `state.rs`: what HTTP requests need, and what readiness is judged by.
 //! - `supervise.rs`: notices the end of tasks and threads that should have gone on.
 //! - `watch.rs`: the small tasks that follow the link, the cluster and the clock.
 
+mod state;
 mod supervise;
 mod watch;
 mod worker_thread;
@@ -15,20 +17,16 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::sync::watch::{Receiver, Sender};
+use tokio::sync::watch::Sender;
 
 use crate::auth::{SelfTestFailed, Verifier};
 use crate::bus::memory::MemoryBroker;
 use crate::bus::rabbit::{RabbitBus, RabbitSettings};
-use crate::bus::{BoxSettings, Bus, Inboxes, Link, TopologyState};
+use crate::bus::{BoxSettings, Bus, Inboxes};
 use crate::config::{Config, QueueType};
 use crate::delivery::receipt_sender::ReceiptSender;
 use crate::directory::{Directory, Membership, ServiceHandle};
-use crate::http::body::BodyBudget;
 use crate::http::guard::Guard;
-use crate::http::health::Health;
-use crate::http::rates::UserRates;
-use crate::http::slots::Slots;
 use crate::http::{self, listener, serve, AppState};
 use crate::hub::{Command, Commands, Hub};
 use crate::ids::NodeId;
@@ -39,11 +37,11 @@ use crate::mail::{
     self,
     index::{MailIndex, MailLimits},
 };
-use crate::metrics::Metrics;
 use crate::router::readings::{sweep, Readings};
 use crate::router::{Places, Router, RouterSettings};
 use crate::session::worker::ADMISSIONS_MAX;
 use crate::session::SessionSettings;
+use state::app_state;
 pub use supervise::{Failure, Failures, Tasks};
 use worker_thread::WorkerThread;
 
@@ -354,48 +352,6 @@ fn mail_limits(config: &Config) -> MailLimits {
         sender_rate,
         sender_burst: sender_rate.saturating_mul(SENDER_BURST_SECONDS),
     }
-}
-
-fn app_state(
-    config: &Config,
-    router: &Arc<Router>,
-    verifier: Arc<Verifier>,
-    link: Receiver<Link>,
-    failures: Failures,
-) -> Arc<AppState> {
-    let lifecycle = Lifecycle::new();
-    Arc::new(AppState {
-        router: router.clone(),
-        verifier,
-        health: health(&lifecycle, router, link, failures),
-        lifecycle,
-        metrics: Arc::new(Metrics::new()),
-        rates: UserRates::new(config.message_rate),
-        bodies: BodyBudget::default(),
-        unauthenticated: Slots::new(config.handshakes_max, config.connections_per_address),
-        max_sessions: config.max_sessions,
-        max_message_bytes: config.max_message_bytes,
-        body_timeout: config.header_timeout,
-    })
-}
-
-/// What readiness is judged by; each check stands in the body of `/readyz`.
-fn health(lifecycle: &Lifecycle, router: &Arc<Router>, link: Receiver<Link>, failures: Failures) -> Health {
-    let (lifecycle, router) = (lifecycle.clone(), router.clone());
-    let (usable, declared) = (link.clone(), link.clone());
-    Health::new(link)
-        // Taking new sessions.
-        .check("accepting", move || lifecycle.phase() == Phase::Serving)
-        // Connected to the broker, and able to publish.
-        .check("link", move || usable.borrow().ready())
-        // What the node declared at the broker is all there, and no policy breaks a promise; else the log says what.
-        .check("topology", move || declared.borrow().topology == TopologyState::Whole)
-        // A message to itself came back through the broker lately.
-        .check("loopback", move || {
-            router.directory().control_seen_ago().is_some_and(|ago| ago <= LOOPBACK_MAX)
-        })
-        // No part of the node has failed.
-        .check("tasks", move || !failures.is_failed())
 }
 
 /// Of a listener. In insecure mode everybody is believed for being on this machine, if only it can connect.

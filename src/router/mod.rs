@@ -40,7 +40,7 @@ use crate::ids::{Life, NodeId, UserId};
 use crate::mail::index::MailIndex;
 use crate::protocol::message::{Message, Rendered, Settlement};
 use crate::protocol::target::Target;
-use path::Event;
+use path::{Event, World};
 use readings::Readings;
 use table::PathTable;
 
@@ -51,6 +51,9 @@ pub type Settle = Box<dyn FnOnce(Settlement) + Send>;
 const TARGET_SHARE: usize = 4;
 /// Above this share of the unsettled messages of a node, what other nodes hold is stored early: 1 in so many.
 const PRESSURE_SHARE: usize = 2;
+
+/// How often all paths are looked at while there is pressure.
+const PRESSURE_EVERY: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Clone)]
 pub struct RouterSettings {
@@ -77,6 +80,8 @@ pub struct Router {
     seen_broadcasts: Mutex<Seen>,
     pending: AtomicUsize,
     stamps: AtomicU64,
+    /// When everything was last looked at because of pressure.
+    relieved_at: Mutex<Option<Instant>>,
     /// The window of what backends publish is half full.
     ingress_is_pressed: AtomicBool,
     mail: MailIndex,
@@ -126,6 +131,7 @@ impl Router {
             seen_broadcasts: Mutex::new(Seen::new(now)),
             pending: AtomicUsize::new(0),
             stamps: AtomicU64::new(0),
+            relieved_at: Mutex::new(None),
             ingress_is_pressed: AtomicBool::new(false),
             asks: ask::Asks::new(),
             presence: presence::Presence::new(),
@@ -348,9 +354,24 @@ impl Router {
     /// Looks at what is overdue; to be called often.
     pub fn tick(&self, now: Instant) {
         self.paths.tick(now, self);
+        if World::is_under_pressure(self) && self.pressure_is_due(now) {
+            // What other nodes hold waits for no event: it is stored now.
+            for cell in self.paths.all() {
+                let _ = self.paths.step_cell(&cell, Event::Tick, now, self);
+            }
+        }
         self.asks.expire(now);
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).rotate(now);
         self.seen_broadcasts.lock().unwrap_or_else(PoisonError::into_inner).rotate(now);
+    }
+
+    fn pressure_is_due(&self, now: Instant) -> bool {
+        let mut relieved = self.relieved_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = relieved.is_none_or(|at| now >= at + PRESSURE_EVERY);
+        if is_due {
+            *relieved = Some(now);
+        }
+        is_due
     }
 
     /// Whether the window of what backends publish has little room left.

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test that cannot go on has failed.
 
+#[path = "../support/api.rs"]
+#[allow(dead_code)] // The tests of whole nodes use the rest, here and below.
+mod api;
 #[path = "../support/box_contract.rs"]
 mod box_contract;
 #[path = "../support/broker.rs"]
@@ -10,10 +13,16 @@ mod broker;
 mod bus_contract;
 #[path = "../support/eventually.rs"]
 mod eventually;
+#[path = "../support/nodes.rs"]
+#[allow(dead_code)]
+mod nodes;
 #[path = "../support/raw_amqp.rs"]
 mod raw_amqp;
 #[path = "../support/relay.rs"]
 mod relay;
+#[path = "../support/user.rs"]
+#[allow(dead_code)]
+mod user;
 
 mod boxes;
 mod contract;
@@ -21,6 +30,7 @@ mod healing;
 mod lapin_defects;
 mod memory_faults;
 mod migration;
+mod protocols;
 mod reconnect;
 mod replies;
 mod topology;

@@ -158,7 +158,8 @@ async fn a_half_open_connection_does_not_lock_its_successor_out() {
     let before = incarnation(&a);
     relay.half_open();
     back(&mut a, before, BACK).await;
-    assert_eq!(relay.kept(), 3, "the broker still holds all old connections");
+    // The fourth, that of answers, may open later than the link is up.
+    assert!(matches!(relay.kept(), 3 | 4), "the broker still holds all old connections");
     let queues = vhost.queues().await;
     assert_eq!(queues.iter().filter(|queue| queue.starts_with("warren.node.a.")).count(), 2);
 }

@@ -12,12 +12,12 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection, ConnectionProperties, ExchangeKind};
 use serde_json::{json, Value};
 use warren::bus::rabbit::{definitions, RabbitSettings};
-use warren::bus::{Destination, Outcome};
+use warren::bus::{publish_confirmed, Destination, Lane, Outcome, Publish};
 use warren::config::AmqpUrl;
 
 use crate::box_contract::{deposit, take_all, ONE};
 use crate::broker::{self, Vhost};
-use crate::bus_contract::{next, peer, ready, send, take, to};
+use crate::bus_contract::{next, peer, ready, send, take, text, to};
 use crate::contract::rabbit_bus;
 use crate::eventually::eventually;
 
@@ -125,8 +125,9 @@ async fn least_privileges_are_enough_and_no_more() {
     // A box is made, filled and read; and nobody can have an answer put into it.
     assert_eq!(deposit(&a.bus, ONE, "7").await, Outcome::Confirmed);
     assert_eq!(take_all(&a.bus, ONE).await, [7]);
-    let reserved = Destination::Queue("warren.box.1024.1".into());
-    assert_eq!(send(&a.bus, reserved, "reply").await, Outcome::Refused);
+    let reserved = text(Destination::Queue("warren.box.1024.1".into()), "reply");
+    let reserved = Publish { lane: Lane::Reply, ..reserved };
+    assert_eq!(publish_confirmed(&*a.bus, reserved).await, Outcome::Refused);
 
     let backend = vhost.url_as(&user_of(&vhost, "backend"), "change-me-backend");
     assert!(may_publish(&backend, "warren.ingress", "user.7").await);
@@ -203,8 +204,7 @@ async fn a_backend_cannot_walk_around_its_topic_permissions() {
     publishing.await.unwrap();
     let delivery = next(&mut a.inboxes.ingress).await;
     let reply_to = Destination::Queue(delivery.properties.reply_to.clone().unwrap());
-    // The broker returns what is mandatory and goes to this name, and delivers it all the same.
-    assert_eq!(send(&a.bus, reply_to, "settled").await, Outcome::Unroutable);
+    assert_eq!(send(&a.bus, reply_to, "settled").await, Outcome::Confirmed);
     let answer = tokio::time::timeout(Duration::from_secs(10), answers.next()).await.unwrap();
     assert_eq!(answer.unwrap().unwrap().data, b"settled");
     remove_users(&vhost).await;

@@ -146,15 +146,26 @@ impl Drop for Vhost {
 pub struct PrivateBroker {
     dir: PathBuf,
     ports: [u16; 4],
+    /// Of MQTT and STOMP, which most brokers of tests do not speak.
+    doors: Option<[u16; 2]>,
     process: Option<Child>,
 }
 
 impl PrivateBroker {
     pub async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// A broker that speaks MQTT and STOMP as well.
+    pub async fn start_with_doors() -> Self {
+        Self::start_with(Some([free_port(), free_port()])).await
+    }
+
+    async fn start_with(doors: Option<[u16; 2]>) -> Self {
         let ports = [free_port(), free_port(), free_port(), free_port()];
         let dir = std::env::temp_dir().join(format!("warren-broker-{}-{}", std::process::id(), ports[0]));
         std::fs::create_dir(&dir).unwrap();
-        let mut broker = Self { dir, ports, process: None };
+        let mut broker = Self { dir, ports, doors, process: None };
         broker.start_again().await;
         broker
     }
@@ -167,13 +178,21 @@ impl PrivateBroker {
         let cookie = dir.join(".erlang.cookie");
         std::fs::write(&cookie, format!("warren{epmd}")).unwrap();
         std::fs::set_permissions(&cookie, std::fs::Permissions::from_mode(0o400)).unwrap();
-        let mut broker = Self { dir, ports, process: None };
+        let mut broker = Self { dir, ports, doors: None, process: None };
         broker.start_again().await;
         broker
     }
 
     pub fn port(&self) -> u16 {
         self.ports[0]
+    }
+
+    pub fn mqtt_port(&self) -> u16 {
+        self.doors.unwrap()[0]
+    }
+
+    pub fn stomp_port(&self) -> u16 {
+        self.doors.unwrap()[1]
     }
 
     pub fn url(&self) -> String {
@@ -196,6 +215,11 @@ impl PrivateBroker {
     fn command(&self) -> Command {
         let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/broker.sh"));
         command.arg(&self.dir).args(self.ports.map(|port| port.to_string())).stdin(Stdio::null());
+        for (name, port) in
+            ["BROKER_MQTT_PORT", "BROKER_STOMP_PORT"].iter().zip(self.doors.into_iter().flatten())
+        {
+            command.env(name, port.to_string());
+        }
         command
     }
 
@@ -205,11 +229,12 @@ impl PrivateBroker {
         let mut command = self.command();
         command.stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
         self.process = Some(command.spawn().expect(MISSING));
-        let port = self.port();
-        eventually("the private broker takes connections", Duration::from_secs(90), || async move {
-            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()
-        })
-        .await;
+        for port in [self.port()].into_iter().chain(self.doors.into_iter().flatten()) {
+            eventually("the private broker takes connections", Duration::from_secs(90), || async move {
+                tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()
+            })
+            .await;
+        }
     }
 
     /// As `kill -9` of everything that belongs to it.

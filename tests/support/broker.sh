@@ -4,6 +4,8 @@
 #   broker.sh DIR AMQP_PORT MANAGEMENT_PORT DIST_PORT EPMD_PORT            run it in the foreground
 #   broker.sh DIR AMQP_PORT MANAGEMENT_PORT DIST_PORT EPMD_PORT ctl ARG…   rabbitmqctl
 #
+# With BROKER_MQTT_PORT and BROKER_STOMP_PORT it speaks MQTT and STOMP as well.
+#
 # Its processes stay in the process group of this script, so that one kill ends them all.
 set -eu
 dir=$1 amqp=$2 management=$3 dist=$4 epmd=$5
@@ -33,7 +35,9 @@ if [ "${1-}" = ctl ]; then
 fi
 
 mkdir -p "$dir/log"
-echo '[rabbitmq_management].' >"$dir/enabled_plugins"
+plugins=rabbitmq_management
+[ -z "${BROKER_MQTT_PORT-}" ] || plugins="$plugins,rabbitmq_mqtt,rabbitmq_stomp"
+echo "[$plugins]." >"$dir/enabled_plugins"
 cat >"$dir/rabbitmq.conf" <<CONF
 listeners.tcp.default = 127.0.0.1:$amqp
 management.tcp.ip = 127.0.0.1
@@ -43,5 +47,11 @@ collect_statistics_interval = 1000
 vm_memory_high_watermark.absolute = 1GB
 disk_free_limit.absolute = 50MB
 CONF
+if [ -n "${BROKER_MQTT_PORT-}" ]; then
+    cat >>"$dir/rabbitmq.conf" <<CONF
+mqtt.listeners.tcp.default = 127.0.0.1:$BROKER_MQTT_PORT
+stomp.listeners.tcp.default = 127.0.0.1:$BROKER_STOMP_PORT
+CONF
+fi
 epmd -port "$epmd" -address 127.0.0.1 >/dev/null 2>&1 &
 exec "$bin/rabbitmq-server"

@@ -5,7 +5,7 @@ use lapin::BasicProperties;
 
 use super::filter::UNREADABLE_HEADER;
 use super::topology::Topology;
-use crate::bus::{Destination, Properties, Publish};
+use crate::bus::{Destination, Lane, Properties, Publish, EVENT_HEADER};
 use crate::ids::encode;
 
 /// Numbers a publish that may come back, so that its return is known by our own number.
@@ -14,6 +14,13 @@ const SEQUENCE_HEADER: &str = "x-warren-sequence";
 pub const BODY_BYTES_MAX: usize = 16 << 20;
 /// A larger `expiration` makes the broker close the channel.
 const EXPIRATION_MS_MAX: u64 = u32::MAX as u64;
+
+/// Longest short string, in bytes (AMQP 0-9-1 section 4.2.5.3).
+const SHORT_STRING_BYTES_MAX: usize = 255;
+/// Where RabbitMQ puts the ids of AMQP 1.0 and MQTT 5 that are no short string, and where clients put them whose
+/// protocol has no such property.
+const MESSAGE_ID_HEADER: &str = "x-message-id";
+const CORRELATION_ID_HEADER: &str = "x-correlation-id";
 
 /// Names of RabbitMQ's direct reply-to: no queue, but the channel of whoever asked.
 pub const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to.";
@@ -55,7 +62,11 @@ pub fn outgoing(
         Destination::Nodes(nodes) => (topology.direct(), encode(nodes.first().ok_or(Unfit)?.as_str()), true),
         Destination::Ingress(key) => (topology.ingress(), key.clone(), true),
         Destination::Dead => (topology.dead(), String::new(), true),
-        Destination::Queue(name) if topology.is_reserved(name) || !is_sound(name) => return Err(Unfit),
+        Destination::Queue(name) if !is_sound(name) => return Err(Unfit),
+        // Answers go where strangers want them; the node's own probes go to its own queues.
+        Destination::Queue(name) if publish.lane == Lane::Reply && topology.is_reserved(name) => {
+            return Err(Unfit)
+        }
         // The broker hands it over and yet calls it unroutable.
         Destination::Queue(name) => (String::new(), name.clone(), !name.starts_with(DIRECT_REPLY)),
         Destination::Box(number) => (String::new(), topology.box_name(*number), true),
@@ -173,11 +184,23 @@ pub fn incoming(from: &BasicProperties) -> Properties {
     let text = |field: &Option<ShortString>| field.as_ref().map(|text| text.as_str().to_owned());
     let table = from.headers().as_ref().map(FieldTable::inner);
     let headers = table.into_iter().flatten();
+    let mut unreadable = table.and_then(|table| flat(table.get(UNREADABLE_HEADER)?));
+    let mut id = |property, name| {
+        let id = id_in_header(table?.get(name)?)?;
+        if id.len() <= SHORT_STRING_BYTES_MAX {
+            return Some(id);
+        }
+        // A new id in its place would repeat what the publisher sends twice.
+        unreadable.get_or_insert(format!("{property}: longer than {SHORT_STRING_BYTES_MAX} bytes"));
+        None
+    };
+    let message_id = text(from.message_id()).or_else(|| id("message_id", MESSAGE_ID_HEADER));
+    let correlation_id = text(from.correlation_id()).or_else(|| id("correlation_id", CORRELATION_ID_HEADER));
     Properties {
-        message_id: text(from.message_id()),
+        message_id,
         kind: text(from.kind()),
         content_type: text(from.content_type()),
-        correlation_id: text(from.correlation_id()),
+        correlation_id,
         reply_to: text(from.reply_to()),
         expiration: text(from.expiration()),
         persistent: match from.delivery_mode() {
@@ -188,11 +211,24 @@ pub fn incoming(from: &BasicProperties) -> Properties {
         app_id: text(from.app_id()),
         user_id: text(from.user_id()),
         headers: headers
-            .filter(|(name, _)| !reserved(name.as_str()))
+            .filter(|(name, _)| !reserved(name.as_str()) || name.as_str() == EVENT_HEADER)
             .filter_map(|(name, value)| Some((name.as_str().to_owned(), flat(value)?)))
             .collect(),
-        unreadable: table.and_then(|table| flat(table.get(UNREADABLE_HEADER)?)),
+        unreadable,
     }
+}
+
+/// An id as the broker puts it into a header: text that is too long for the property, or bytes, of which the text is
+/// their hexadecimal digits unless they are text.
+fn id_in_header(value: &AMQPValue) -> Option<String> {
+    let bytes = match value {
+        AMQPValue::LongString(text) => text.as_bytes(),
+        AMQPValue::ByteArray(bytes) => bytes.as_slice(),
+        AMQPValue::ShortString(text) => return Some(text.as_str().to_owned()),
+        _ => return None,
+    };
+    let hexadecimal = || bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Some(std::str::from_utf8(bytes).map_or_else(|_| hexadecimal(), str::to_owned))
 }
 
 fn flat(value: &AMQPValue) -> Option<String> {
@@ -206,7 +242,7 @@ fn flat(value: &AMQPValue) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::{BoxSettings, Lane};
+    use crate::bus::BoxSettings;
     use crate::ids::NodeId;
     use bytes::Bytes;
     use smallvec::smallvec;
@@ -262,6 +298,35 @@ mod tests {
     }
 
     #[test]
+    fn ids_that_came_as_headers_are_ids() {
+        let read = |name: &str, value: AMQPValue| {
+            let mut table = FieldTable::default();
+            table.insert(name.into(), value);
+            incoming(&BasicProperties::default().with_headers(table))
+        };
+        for (value, expected) in [
+            (AMQPValue::LongString("m-1".into()), "m-1"),
+            (AMQPValue::ByteArray(b"m-1".to_vec().into()), "m-1"),
+            (AMQPValue::ByteArray(vec![0xff, 0].into()), "ff00"),
+            (AMQPValue::LongString(vec![0xff, 0].into()), "ff00"),
+        ] {
+            assert_eq!(read("x-message-id", value.clone()).message_id.as_deref(), Some(expected));
+            assert_eq!(read("x-correlation-id", value).correlation_id.as_deref(), Some(expected));
+        }
+        assert_eq!(read("x-message-id", AMQPValue::LongInt(1)).message_id, None);
+        assert_eq!(read(EVENT_HEADER, AMQPValue::LongString("e".into())).header(EVENT_HEADER), Some("e"));
+        let long = read("x-message-id", AMQPValue::LongString("x".repeat(256).into()));
+        assert_eq!(
+            (long.message_id, long.unreadable.unwrap()),
+            (None, "message_id: longer than 255 bytes".into())
+        );
+        let mut table = FieldTable::default();
+        table.insert("x-message-id".into(), AMQPValue::LongString("header".into()));
+        let both = BasicProperties::default().with_headers(table).with_message_id("property".into());
+        assert_eq!(incoming(&both).message_id.as_deref(), Some("property"));
+    }
+
+    #[test]
     fn several_nodes_are_one_publish() {
         let nodes = ["a", "b", "c"].iter().map(|n| NodeId::new(n).unwrap()).collect();
         let out = write(&publish(Destination::Nodes(nodes), Properties::default())).unwrap();
@@ -286,6 +351,13 @@ mod tests {
             assert_eq!(is_sound(&format!("{DIRECT_REPLY}{rest}")), sound, "{rest}");
         }
         assert!(is_sound("replies"));
+    }
+
+    #[test]
+    fn only_a_node_itself_reaches_its_own_queues() {
+        let probe = publish(Destination::Queue("w.control.n.1".into()), Properties::default());
+        assert!(write(&probe).is_ok());
+        assert!(write(&Publish { lane: Lane::Reply, ..probe }).is_err());
     }
 
     #[test]
