@@ -67,6 +67,17 @@ pub struct PeerInfo {
     pub silent_for: Duration,
 }
 
+/// See [`Directory::audience`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Audience {
+    /// The live peers that have the key. Never this node itself.
+    pub nodes: SmallVec<[NodeId; 2]>,
+    /// How many live peers there are.
+    pub peers: usize,
+    /// Whether every node that has the key, and knows that all others know, is among `nodes`.
+    pub is_sure: bool,
+}
+
 /// A cheap handle; all clones share one directory.
 #[derive(Clone)]
 pub struct Directory {
@@ -115,6 +126,18 @@ impl Directory {
             .filter(|(_, peer)| peer.replica.contains(key))
             .map(|(node, _)| node.clone())
             .collect()
+    }
+
+    /// Which nodes to tell what is for everyone who has the key.
+    pub fn audience(&self, key: Key) -> Audience {
+        let now = self.now();
+        let state = self.read();
+        let with = state.peers.iter().filter(|(_, peer)| peer.replica.contains(key));
+        Audience {
+            nodes: with.map(|(node, _)| node.clone()).collect(),
+            peers: state.peers.iter().count(),
+            is_sure: state.is_sure(now),
+        }
     }
 
     /// The incarnation of a live peer, or of this node itself while it has a link.
@@ -167,8 +190,7 @@ impl Directory {
     /// Whether every replica is known to be right and the control exchange has been heard since the link came up.
     /// Until then more lookups than usual find no node.
     pub fn synced(&self) -> bool {
-        let state = self.read();
-        state.control_read_to.is_some() && state.peers.iter().all(|(_, peer)| peer.replica.synced())
+        self.read().is_synced()
     }
 
     /// How long ago this node sent the last heartbeat that came back to it through the broker. `None`: none

@@ -17,6 +17,9 @@ use crate::ids::{Incarnation, NodeId};
 
 /// A peer that asks again sooner than this after it was sent a snapshot has not read that one yet.
 const SERVED_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// A node that has just got its link hears of the others within this time: each answers its hello with a heartbeat
+/// ([`HELLO_ANSWER_WAIT`]).
+const NEWCOMER_WAIT: Duration = Duration::from_secs(1);
 /// Own incarnations that are remembered. More reconnects than this while one old message lingers do not happen.
 const OWN_INCARNATIONS_KEPT: usize = 256;
 
@@ -87,6 +90,7 @@ pub struct State {
     pub(super) effects: Vec<Effect>,
     /// Everything that was published to the control exchange before this moment has been read here.
     pub(super) control_read_to: Option<Duration>,
+    linked_at: Duration,
 }
 
 impl State {
@@ -109,7 +113,18 @@ impl State {
             schedule: Schedule::new(seed),
             effects: Vec::new(),
             control_read_to: None,
+            linked_at: Duration::ZERO,
         }
+    }
+
+    /// Whether every replica is known to be right and the control exchange has been heard since the link came up.
+    pub(super) fn is_synced(&self) -> bool {
+        self.control_read_to.is_some() && self.peers.iter().all(|(_, peer)| peer.replica.synced())
+    }
+
+    /// Whether, besides that, all live nodes have had the time to make themselves known.
+    pub(super) fn is_sure(&self, now: Duration) -> bool {
+        self.is_synced() && now >= self.linked_at + NEWCOMER_WAIT
     }
 
     // ---- the own link ----
@@ -126,6 +141,7 @@ impl State {
         self.local.begin_anew(now);
         self.schedule.begin_anew(now);
         self.control_read_to = None;
+        self.linked_at = now;
         for (_, peer) in self.peers.iter_mut() {
             // Each peer answers the hello with a heartbeat, which shows whether deltas were missed.
             peer.replica.doubt(now + REPAIR_RETRY);

@@ -167,6 +167,7 @@ impl Node {
             running: Sender::new(()),
         };
         node.tasks.spawn_endless("receipts", async move { drop(receipt_task.await) });
+        node.tasks.spawn_endless("channels", node.router.clone().hand_out_held());
         node.tasks.spawn_endless("readings", readings.run(node.router.clone()));
         node.tasks.spawn_endless("sweep", sweep(node.router.clone()));
         node.spawn_pumps(&config, &state, inboxes, members);

@@ -155,6 +155,7 @@ fn publish_from(
         user: identity.user.clone(),
         session: SessionId { node: worker.router.node().clone(), counter: session.counter },
     };
+    let wants_echo = publish.echo;
     let message = publish.into_message(sender, Now::read())?;
     if !identity.caps.may_publish(&message.target) {
         return Err(Error::new(Code::Forbidden, "this session may not publish to that target"));
@@ -168,6 +169,9 @@ fn publish_from(
     let message_id = message.id.clone();
     // The router settles within its deadlines, also when the session has ended.
     let settle = move |settlement| permit.reply(awaited, Fate::Settled(message_id, settlement));
-    worker.router.accept(message, Box::new(settle));
+    match wants_echo {
+        true => worker.router.accept(message, Box::new(settle)),
+        false => worker.router.accept_without_echo(message, session.counter, Box::new(settle)),
+    }
     Ok(())
 }
