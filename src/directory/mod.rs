@@ -4,9 +4,10 @@
 //! costs a `not_here` receipt and a read of the user's box, never a message.
 //!
 //! Reading order: `key` and `gossip` are the data types; `local` (own keys), `replica` (of one peer's keys) and `peers`
-//! (live nodes and tombstones) are joined in `state`, a pure state machine whose timers are in `schedule`; `service` is
+//! (live nodes and tombstones) and `confirm` (who has merged what) are joined in `state`, a pure state machine whose timers are in `schedule`; `service` is
 //! the task that runs it over a [`Bus`].
 
+mod confirm;
 mod gossip;
 mod key;
 mod local;
@@ -19,8 +20,9 @@ mod state;
 mod tests;
 
 use std::collections::hash_map::RandomState;
+use std::collections::HashMap;
 use std::hash::BuildHasher;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use smallvec::SmallVec;
@@ -31,6 +33,7 @@ pub use self::gossip::{GossipError, Info};
 pub use self::key::Key;
 pub use self::service::{ServiceHandle, GOSSIP_KIND, PROBE_KIND};
 
+use self::confirm::WaitId;
 use self::gossip::Gossip;
 use self::state::State;
 use crate::bus::{Bus, Outcome};
@@ -84,11 +87,16 @@ pub struct Directory {
     shared: Arc<Shared>,
 }
 
+/// Called once, by the service or before the call returns; it must return at once.
+pub type Known = Box<dyn FnOnce() + Send>;
+
 struct Shared {
     bus: Arc<dyn Bus>,
     began: Instant,
     /// Held for microseconds at a time, and never across an await.
     state: RwLock<State>,
+    /// What to call when a wait is over. Taken while `state` is locked, and never the other way round.
+    waiting: Mutex<HashMap<WaitId, Known>>,
     /// Tells the service that there is something to do sooner than it thinks.
     wake: Notify,
 }
@@ -107,6 +115,7 @@ impl Directory {
             bus,
             began: Instant::now(),
             state: RwLock::new(State::new(node, info, seed)),
+            waiting: Mutex::default(),
             wake: Notify::new(),
         };
         let directory = Self { shared: Arc::new(shared) };
@@ -216,6 +225,26 @@ impl Directory {
         self.wake_if(sooner);
     }
 
+    /// Tells when all live nodes know that this node has the key, or after a second.
+    pub fn when_known(&self, key: Key, known: Known) {
+        let now = self.now();
+        let (known, sooner) = {
+            let mut state = self.write();
+            let before = state.next_poll();
+            let wait = state.confirm(key, now);
+            let known = match wait {
+                Some(wait) => self.waiting().insert(wait, known),
+                None => Some(known),
+            };
+            let sooner = state.next_poll().is_some_and(|next| before.is_none_or(|before| next < before));
+            (known, sooner)
+        };
+        self.wake_if(sooner);
+        if let Some(known) = known {
+            known();
+        }
+    }
+
     pub fn set_load(&self, sessions: u64, users: u64) {
         let info = &mut self.write().own.info;
         (info.sessions, info.users) = (sessions, users);
@@ -274,6 +303,17 @@ impl Directory {
 
     fn now(&self) -> Duration {
         self.shared.began.elapsed()
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<WaitId, Known>> {
+        self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn confirmed(&self, wait: WaitId) {
+        let known = self.waiting().remove(&wait);
+        if let Some(known) = known {
+            known();
+        }
     }
 
     fn wake_if(&self, sooner: bool) {

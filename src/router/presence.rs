@@ -34,7 +34,7 @@ impl Presence {
     }
 }
 
-/// Called once, on any thread, with the number of the channel's subscribers as far as this node knows it; it must
+/// Called once, on any thread, with the number of the channel's subscribers on this node; it must
 /// return at once.
 pub type Subscribed = Box<dyn FnOnce(u64) + Send>;
 
@@ -52,7 +52,8 @@ impl Router {
 
     /// Tells when messages that are published on any node reach the subscribers of a channel here.
     pub fn confirm_subscription(&self, channel: &ChannelName, done: Subscribed) {
-        done(self.hub.subscribers(channel) as u64);
+        let count = self.hub.subscribers(channel) as u64;
+        self.directory.when_known(Key::channel(channel), Box::new(move || done(count)));
     }
 
     /// The inverse of [`Router::open_subscription`].

@@ -159,3 +159,34 @@ async fn a_node_that_knows_the_subscribers_does_not_tell_everyone() {
     assert_eq!((first.via, &first.body[..]), (Via::Broadcast, &b"\"mark\""[..]));
     spy.close();
 }
+
+/// The reply to `subscribe` comes when every node knows: what is published anywhere after it arrives.
+#[tokio::test]
+async fn what_is_published_anywhere_after_the_reply_arrives() {
+    const ROUNDS: usize = 30;
+    let cluster = Cluster::start(3, &[]).await;
+    is_sure(&cluster).await;
+    let mut publishers = Vec::new();
+    for node in 0..3 {
+        publishers.push(User::connect(cluster.ws(node), "publisher").await);
+    }
+    let mut alice = User::connect(cluster.ws(0), "alice").await;
+    let mut again = User::connect(cluster.ws(0), "alice").await;
+    for round in 0..ROUNDS {
+        let channel = format!("room{round}");
+        let subscribe = json!({"type": "subscribe", "channel": channel});
+        // The second one does not wait less than the first.
+        let first = alice.request(subscribe.clone()).await;
+        assert_eq!(again.ask(subscribe).await["outcome"], "ok");
+        for publisher in &mut publishers {
+            let reply = publisher.publish(&format!("channel.{channel}"), round).await;
+            assert_eq!(reply["outcome"], "published", "{reply}");
+        }
+        assert_eq!(alice.reply_to(first).await["outcome"], "ok");
+        assert_eq!(again.payloads(3).await, [round, round, round]);
+        let own = publishers[round % 3].publish(&format!("channel.{channel}"), "last").await;
+        assert_eq!(own["outcome"], "published");
+        while alice.message().await["payload"] != "last" {}
+        assert_eq!(again.message().await["payload"], "last");
+    }
+}
