@@ -167,7 +167,6 @@ impl Node {
             running: Sender::new(()),
         };
         node.tasks.spawn_endless("receipts", async move { drop(receipt_task.await) });
-        node.tasks.spawn_endless("channels", node.router.clone().hand_out_held());
         node.tasks.spawn_endless("readings", readings.run(node.router.clone()));
         node.tasks.spawn_endless("sweep", sweep(node.router.clone()));
         node.spawn_pumps(&config, &state, inboxes, members);
@@ -195,6 +194,7 @@ impl Node {
         self.tasks.spawn("members", watch::follow_members(router.clone(), members));
         let link = watch::follow_link(router.clone(), self.lifecycle.clone(), self.bus.link());
         self.tasks.spawn("link", link);
+        self.tasks.spawn_endless("channels", router.clone().hand_out_held());
         self.tasks.spawn_endless("clock", watch::keep_time(router));
     }
 

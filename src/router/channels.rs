@@ -13,17 +13,20 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use serde::Serialize;
 use tokio::sync::Notify;
 
 use super::strategy::{spread, Spread};
 use super::{failed, order_key, overloaded, unavailable, Router, Settle};
 use crate::bus::{Destination, Outcome};
+use super::ask::{Found, USERS_LISTED_MAX};
 use crate::delivery::envelope::{Envelope, Scope};
+use crate::delivery::peer_words::Ask;
 use crate::delivery::seen::SeenKey;
 use crate::directory::Key;
 use crate::error::Code;
 use crate::hub::Full;
-use crate::ids::ChannelName;
+use crate::ids::{ChannelName, UserId};
 use crate::protocol::message::{Message, Rendered, Settlement};
 use crate::protocol::target::Target;
 
@@ -140,6 +143,23 @@ impl Router {
         Ok(())
     }
 
+    /// Puts a user's sessions, on all nodes, into a channel. The count is of those that are in it.
+    pub async fn subscribe_user(self: &Arc<Self>, user: &UserId, channel: &ChannelName) -> Found {
+        self.ask(&self.other_nodes(), Ask::Subscribe(user.clone(), channel.clone())).await
+    }
+
+    /// The inverse of [`Router::subscribe_user`]. The count is of those that were in it.
+    pub async fn unsubscribe_user(self: &Arc<Self>, user: &UserId, channel: &ChannelName) -> Found {
+        self.ask(&self.other_nodes(), Ask::Unsubscribe(user.clone(), channel.clone())).await
+    }
+
+    /// Who subscribes to a channel, on all nodes.
+    pub async fn members_of(self: &Arc<Self>, channel: &ChannelName) -> Members {
+        let nodes = self.directory.nodes_of(Key::channel(channel));
+        let found = self.ask(&nodes, Ask::UsersIn(channel.clone())).await;
+        Members::of(found)
+    }
+
     /// Hands out what waits for room; endless.
     pub async fn hand_out_held(self: Arc<Self>) {
         loop {
@@ -160,6 +180,32 @@ impl Router {
         }
         held.pop_front();
         Ok(true)
+    }
+}
+
+/// The users with a session that subscribes to a channel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Members {
+    /// How many users. Without a list, users with sessions on several nodes are counted on each of them.
+    pub count: u64,
+    /// `None`: more than [`USERS_LISTED_MAX`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub users: Option<Vec<UserId>>,
+    /// Some node did not answer in time.
+    pub partial: bool,
+}
+
+impl Members {
+    fn of(found: Found) -> Self {
+        let Found { users, count, unlisted, partial, .. } = found;
+        match unlisted {
+            true => Self { count, users: None, partial },
+            false => {
+                let count = users.len();
+                let users = (count <= USERS_LISTED_MAX).then(|| users.into_iter().collect());
+                Self { count: count as u64, users, partial }
+            }
+        }
     }
 }
 

@@ -11,11 +11,11 @@
 //! A message is settled exactly once, and its source hears of it only then.
 
 pub mod ask;
-mod channels;
+pub mod channels;
 mod execute;
 mod mail;
 pub mod path;
-mod presence;
+pub mod presence;
 pub mod readings;
 pub mod strategy;
 mod table;

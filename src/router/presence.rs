@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::directory::Key;
-use crate::ids::ChannelName;
+use crate::ids::{ChannelName, UserId};
 use crate::router::Router;
 
 const SHARDS: usize = 64;
@@ -39,11 +39,11 @@ impl Presence {
 pub type Subscribed = Box<dyn FnOnce(u64) + Send>;
 
 impl Router {
-    /// A session of this worker subscribes to a channel.
-    pub fn open_subscription(&self, channel: &ChannelName, worker: usize, done: Subscribed) {
+    /// A session of this user, on this worker, subscribes to a channel.
+    pub fn open_subscription(&self, channel: &ChannelName, worker: usize, user: &UserId, done: Subscribed) {
         {
             let _presence = self.presence.lock(channel);
-            if self.hub.subscribe(channel, worker) {
+            if self.hub.subscribe(channel, worker, user).of_node {
                 self.directory.join(Key::channel(channel));
             }
         }
@@ -57,9 +57,9 @@ impl Router {
     }
 
     /// The inverse of [`Router::open_subscription`].
-    pub fn close_subscription(&self, channel: &ChannelName, worker: usize) {
+    pub fn close_subscription(&self, channel: &ChannelName, worker: usize, user: &UserId) {
         let _presence = self.presence.lock(channel);
-        if self.hub.unsubscribe(channel, worker) {
+        if self.hub.unsubscribe(channel, worker, user).of_node {
             self.directory.leave(Key::channel(channel));
         }
     }

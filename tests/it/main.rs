@@ -14,6 +14,7 @@ mod checker;
 mod record;
 
 mod broker_away;
+mod channel_members;
 mod channel_messages;
 mod channels;
 mod churn;
