@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::ids::ChannelName;
+use crate::ids::{ChannelName, UserId};
 use crate::protocol::target::Target;
 
 /// Channels whose names begin like this need a capability that names them.
@@ -29,6 +29,8 @@ pub enum Cap {
     Publish(Pattern),
     /// `subscribe:<pattern>`, over the channel's name or `channel.<name>`.
     Subscribe(Pattern),
+    /// `presence:<pattern>`, over `user.<id>`, or over the channel's name or `channel.<name>`.
+    Presence(Pattern),
 }
 
 /// A text that must match exactly, or the start of one if it ends with `*`.
@@ -51,6 +53,7 @@ impl Cap {
             None => (text == "api").then_some(Cap::Api),
             Some(("publish", of)) => pattern(of).map(Cap::Publish),
             Some(("subscribe", of)) => pattern(of).map(Cap::Subscribe),
+            Some(("presence", of)) => pattern(of).map(Cap::Presence),
             Some(_) => None,
         }
     }
@@ -82,6 +85,32 @@ impl Caps {
                 let matches =
                     |pattern: &Pattern| pattern.matches(&target) || pattern.matches(channel.as_str());
                 caps.iter().any(|cap| matches!(cap, Cap::Subscribe(pattern) if matches(pattern)))
+            }
+        }
+    }
+
+    /// Whether the holder, `own`, may ask whether a user is online. Without the claim everybody may ask for themselves.
+    pub fn may_see_user(&self, user: &UserId, own: &UserId) -> bool {
+        match self {
+            Caps::All => true,
+            Caps::Usual => user == own,
+            Caps::Listed(caps) => {
+                let target = format!("user.{user}");
+                caps.iter().any(|cap| matches!(cap, Cap::Presence(pattern) if pattern.matches(&target)))
+            }
+        }
+    }
+
+    /// Whether the holder may ask who is in a channel. Without the claim those who are in it may.
+    pub fn may_see_channel(&self, channel: &ChannelName, is_in_it: bool) -> bool {
+        match self {
+            Caps::All => true,
+            Caps::Usual => is_in_it,
+            Caps::Listed(caps) => {
+                let target = format!("channel.{channel}");
+                let matches =
+                    |pattern: &Pattern| pattern.matches(&target) || pattern.matches(channel.as_str());
+                caps.iter().any(|cap| matches!(cap, Cap::Presence(pattern) if matches(pattern)))
             }
         }
     }
@@ -140,6 +169,12 @@ mod tests {
         assert!(Caps::from_claim(["subscribe:private.*"]).may_subscribe(&private));
         assert!(Caps::from_claim(["subscribe:channel.ro*"]).may_subscribe(&room));
         assert!(!Caps::from_claim(["publish:channel.room"]).may_subscribe(&room));
+        let [a, b] = ["a", "b"].map(|user| UserId::new(user).unwrap());
+        assert!(Caps::Usual.may_see_user(&a, &a) && !Caps::Usual.may_see_user(&b, &a));
+        assert!(Caps::Usual.may_see_channel(&room, true) && !Caps::Usual.may_see_channel(&room, false));
+        let seeing = Caps::from_claim(["presence:user.b", "presence:ro*"]);
+        assert!(seeing.may_see_user(&b, &a) && !seeing.may_see_user(&a, &a));
+        assert!(seeing.may_see_channel(&room, false) && !seeing.may_see_channel(&private, true));
         assert!(Caps::from_claim(["api"]).api() && !Caps::from_claim(["publish:*"]).api());
     }
 }

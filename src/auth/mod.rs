@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 use subtle::{ConditionallySelectable, ConstantTimeEq};
 
 use crate::config::{ApiKey, Auth, Config, Jwt};
-use crate::ids::UserId;
+use crate::ids::{ChannelName, UserId};
 use crate::protocol::target::Target;
 
 pub use caps::{Cap, Caps};
@@ -67,6 +67,14 @@ pub struct Identity {
     /// When the session must have a new token; the allowance for clocks that differ is in it. `None` = never.
     pub expires_unix_s: Option<u64>,
     pub caps: Caps,
+    /// The claim `channels`: the holder's sessions subscribe to them at connect, whatever the capabilities say.
+    pub channels: Arc<[ChannelName]>,
+}
+
+impl Identity {
+    pub fn may_subscribe(&self, channel: &ChannelName) -> bool {
+        self.channels.contains(channel) || self.caps.may_subscribe(channel)
+    }
 }
 
 /// Who calls the HTTP API.
@@ -122,6 +130,7 @@ struct Claims {
     exp: f64,
     iss: Option<String>,
     caps: Option<Vec<String>>,
+    channels: Option<Vec<ChannelName>>,
 }
 
 impl Verifier {
@@ -152,7 +161,7 @@ impl Verifier {
         match self {
             Verifier::Insecure => {
                 let user = UserId::new(token).map_err(|_| AuthError::Invalid("user"))?;
-                Ok(Identity { user, expires_unix_s: None, caps: Caps::All })
+                Ok(Identity { user, expires_unix_s: None, caps: Caps::All, channels: Arc::default() })
             }
             Verifier::Checked(keys) => keys.verify(token),
         }
@@ -197,6 +206,7 @@ impl Keys {
             user: claims.sub,
             expires_unix_s: Some(expires + LEEWAY_S),
             caps: caps.unwrap_or(Caps::Usual),
+            channels: claims.channels.unwrap_or_default().into(),
         })
     }
 
@@ -266,7 +276,7 @@ fn self_test(keys: &[(DecodingKey, Validation)]) -> Result<(), SelfTestFailed> {
 pub enum MintError {
     #[error("a token needs WARREN_JWT_SECRET (in insecure mode the token is the user id)")]
     NoSecret,
-    #[error("{0:?} is no capability: api, publish:<target or start*> or subscribe:channel.<name or start*>")]
+    #[error("{0:?} is no capability: api, publish:<target or start*>, subscribe:channel.<name or start*> or presence:<the same>")]
     Cap(String),
     #[error("the cryptographic library failed")]
     Signing,

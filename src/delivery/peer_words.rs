@@ -6,7 +6,7 @@ use smallvec::smallvec;
 
 use crate::bus::{Destination, Lane, Properties, Publish};
 use crate::delivery::envelope::{answered_to, Origin, Tag};
-use crate::ids::{Life, NodeId, SessionId, UserId};
+use crate::ids::{ChannelName, Life, NodeId, SessionId, UserId};
 
 /// AMQP `type` of what nodes send each other. Anything else on a node queue came from a backend.
 pub mod kind {
@@ -45,7 +45,7 @@ pub struct Receipts {
     pub receipts: Vec<(Tag, Receipt)>,
 }
 
-/// A question to nodes about the sessions they hold, or an order to close them.
+/// A question to nodes about the sessions they hold, or an order about these.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ask {
@@ -53,6 +53,24 @@ pub enum Ask {
     DisconnectUser(UserId),
     /// A session's id as text: only the node that is asked needs to understand it.
     DisconnectSession(String),
+    UsersIn(ChannelName),
+    /// Put the user's sessions into the channel.
+    Subscribe(UserId, ChannelName),
+    /// Take the user's sessions out of the channel.
+    Unsubscribe(UserId, ChannelName),
+}
+
+impl Ask {
+    /// Whose sessions all of them are about.
+    pub fn user(&self) -> Option<&UserId> {
+        match self {
+            Ask::SessionsOf(user)
+            | Ask::DisconnectUser(user)
+            | Ask::Subscribe(user, _)
+            | Ask::Unsubscribe(user, _) => Some(user),
+            Ask::DisconnectSession(_) | Ask::UsersIn(_) => None,
+        }
+    }
 }
 
 /// One session as `GET /v1/users/{id}` shows it.
@@ -75,6 +93,21 @@ pub struct AskReply {
     pub from: NodeId,
     /// The sessions that the question was about.
     pub sessions: Vec<SessionInfo>,
+    /// The users that it was about, unless they are too many to be listed.
+    #[serde(default)]
+    pub users: Vec<UserId>,
+    /// How many users, or for how many of the sessions the order changed something.
+    #[serde(default)]
+    pub count: u64,
+    /// There are more users than a list may have.
+    #[serde(default)]
+    pub unlisted: bool,
+}
+
+impl AskReply {
+    pub fn new(from: NodeId) -> Self {
+        Self { from, sessions: Vec::new(), users: Vec::new(), count: 0, unlisted: false }
+    }
 }
 
 /// An origin tells the nodes that hold a user: mail of the user lies in its box, and goes before what follows.

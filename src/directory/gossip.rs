@@ -32,6 +32,7 @@ pub enum GossipError {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Gossip {
     Delta(Delta),
+    Merged(Merged),
     Heartbeat(Heartbeat),
     /// The sender starts a new incarnation with an empty set at seq 0, and asks for heartbeats.
     Hello(Identity),
@@ -62,6 +63,19 @@ pub struct Delta {
     pub joined: Vec<Key>,
     #[serde(default)]
     pub left: Vec<Key>,
+    /// Each receiver is asked for a [`Merged`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ask: bool,
+}
+
+/// The sender has merged a delta that asked for this word; to the node whose delta it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Merged {
+    pub node: NodeId,
+    pub incarnation: Incarnation,
+    /// The incarnation whose delta it is.
+    pub of: Incarnation,
+    pub seq: u64,
 }
 
 /// The sender is alive. Peers compare their replica of its set with the fingerprint.
@@ -195,7 +209,9 @@ mod tests {
                 seq: 1,
                 joined: keys.clone(),
                 left: vec![],
+                ask: true,
             }),
+            Gossip::Merged(Merged { node: node.clone(), incarnation, of: incarnation, seq: 1 }),
             Gossip::Heartbeat(Heartbeat {
                 node: node.clone(),
                 incarnation,
@@ -234,7 +250,7 @@ mod tests {
         let no_part = Snapshot { part: 3, parts: 3, keys: vec![], ..many.clone() };
         let parts = Snapshot { part: 0, parts: SNAPSHOT_PARTS_MAX + 1, keys: vec![], ..many.clone() };
         let joined = vec![Key::for_test(1); DELTA_KEYS_MAX];
-        let delta = Delta { node, incarnation, seq: 1, joined, left: vec![Key::for_test(2)] };
+        let delta = Delta { node, incarnation, seq: 1, joined, left: vec![Key::for_test(2)], ask: false };
         let zero = Delta { seq: 0, joined: vec![], ..delta.clone() };
         for bad in [
             Gossip::Snapshot(many),

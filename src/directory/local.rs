@@ -84,6 +84,11 @@ impl Local {
         Some(cut)
     }
 
+    /// Whether the key is here and stands in no delta yet.
+    pub fn is_pending(&self, key: Key) -> bool {
+        self.pending.get(&key) == Some(&true)
+    }
+
     pub fn seq(&self) -> u64 {
         self.seq
     }

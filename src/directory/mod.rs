@@ -4,9 +4,10 @@
 //! costs a `not_here` receipt and a read of the user's box, never a message.
 //!
 //! Reading order: `key` and `gossip` are the data types; `local` (own keys), `replica` (of one peer's keys) and `peers`
-//! (live nodes and tombstones) are joined in `state`, a pure state machine whose timers are in `schedule`; `service` is
+//! (live nodes and tombstones) and `confirm` (who has merged what) are joined in `state`, a pure state machine whose timers are in `schedule`; `service` is
 //! the task that runs it over a [`Bus`].
 
+mod confirm;
 mod gossip;
 mod key;
 mod local;
@@ -19,8 +20,9 @@ mod state;
 mod tests;
 
 use std::collections::hash_map::RandomState;
+use std::collections::HashMap;
 use std::hash::BuildHasher;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use smallvec::SmallVec;
@@ -31,6 +33,7 @@ pub use self::gossip::{GossipError, Info};
 pub use self::key::Key;
 pub use self::service::{ServiceHandle, GOSSIP_KIND, PROBE_KIND};
 
+use self::confirm::WaitId;
 use self::gossip::Gossip;
 use self::state::State;
 use crate::bus::{Bus, Outcome};
@@ -67,17 +70,33 @@ pub struct PeerInfo {
     pub silent_for: Duration,
 }
 
+/// See [`Directory::audience`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Audience {
+    /// The live peers that have the key. Never this node itself.
+    pub nodes: SmallVec<[NodeId; 2]>,
+    /// How many live peers there are.
+    pub peers: usize,
+    /// Whether every node that has the key, and knows that all others know, is among `nodes`.
+    pub is_sure: bool,
+}
+
 /// A cheap handle; all clones share one directory.
 #[derive(Clone)]
 pub struct Directory {
     shared: Arc<Shared>,
 }
 
+/// Called once, by the service or before the call returns; it must return at once.
+pub type Known = Box<dyn FnOnce() + Send>;
+
 struct Shared {
     bus: Arc<dyn Bus>,
     began: Instant,
     /// Held for microseconds at a time, and never across an await.
     state: RwLock<State>,
+    /// What to call when a wait is over. Taken while `state` is locked, and never the other way round.
+    waiting: Mutex<HashMap<WaitId, Known>>,
     /// Tells the service that there is something to do sooner than it thinks.
     wake: Notify,
 }
@@ -96,6 +115,7 @@ impl Directory {
             bus,
             began: Instant::now(),
             state: RwLock::new(State::new(node, info, seed)),
+            waiting: Mutex::default(),
             wake: Notify::new(),
         };
         let directory = Self { shared: Arc::new(shared) };
@@ -115,6 +135,18 @@ impl Directory {
             .filter(|(_, peer)| peer.replica.contains(key))
             .map(|(node, _)| node.clone())
             .collect()
+    }
+
+    /// Which nodes to tell what is for everyone who has the key.
+    pub fn audience(&self, key: Key) -> Audience {
+        let now = self.now();
+        let state = self.read();
+        let with = state.peers.iter().filter(|(_, peer)| peer.replica.contains(key));
+        Audience {
+            nodes: with.map(|(node, _)| node.clone()).collect(),
+            peers: state.peers.iter().count(),
+            is_sure: state.is_sure(now),
+        }
     }
 
     /// The incarnation of a live peer, or of this node itself while it has a link.
@@ -167,8 +199,7 @@ impl Directory {
     /// Whether every replica is known to be right and the control exchange has been heard since the link came up.
     /// Until then more lookups than usual find no node.
     pub fn synced(&self) -> bool {
-        let state = self.read();
-        state.control_read_to.is_some() && state.peers.iter().all(|(_, peer)| peer.replica.synced())
+        self.read().is_synced()
     }
 
     /// How long ago this node sent the last heartbeat that came back to it through the broker. `None`: none
@@ -192,6 +223,26 @@ impl Directory {
         let now = self.now();
         let sooner = self.write().leave(key, now);
         self.wake_if(sooner);
+    }
+
+    /// Tells when all live nodes know that this node has the key, or after a second.
+    pub fn when_known(&self, key: Key, known: Known) {
+        let now = self.now();
+        let (known, sooner) = {
+            let mut state = self.write();
+            let before = state.next_poll();
+            let wait = state.confirm(key, now);
+            let known = match wait {
+                Some(wait) => self.waiting().insert(wait, known),
+                None => Some(known),
+            };
+            let sooner = state.next_poll().is_some_and(|next| before.is_none_or(|before| next < before));
+            (known, sooner)
+        };
+        self.wake_if(sooner);
+        if let Some(known) = known {
+            known();
+        }
     }
 
     pub fn set_load(&self, sessions: u64, users: u64) {
@@ -252,6 +303,17 @@ impl Directory {
 
     fn now(&self) -> Duration {
         self.shared.began.elapsed()
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<WaitId, Known>> {
+        self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn confirmed(&self, wait: WaitId) {
+        let known = self.waiting().remove(&wait);
+        if let Some(known) = known {
+            known();
+        }
     }
 
     fn wake_if(&self, sooner: bool) {

@@ -97,7 +97,7 @@ impl Peers {
         self.live.get_mut(node)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&NodeId, &Peer)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&NodeId, &Peer)> + Clone {
         self.live.iter()
     }
 

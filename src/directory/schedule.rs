@@ -99,7 +99,10 @@ impl State {
     /// When [`poll`](Self::poll) has something to do again, if nothing happens before. `None`: nothing to do
     /// until the link is there.
     pub fn next_poll(&self) -> Option<Duration> {
-        self.own.speaking()?;
+        let confirm = self.confirms.due();
+        if self.own.speaking().is_none() {
+            return confirm;
+        }
         let schedule = &self.schedule;
         let mut next = schedule.heartbeat_at.min(schedule.round_at);
         if let Some(due) = self.local.due() {
@@ -108,7 +111,7 @@ impl State {
         if !schedule.askers.is_empty() || !schedule.outgoing.is_empty() {
             next = next.min(schedule.burst_at);
         }
-        Some(next)
+        Some(confirm.map_or(next, |confirm| next.min(confirm)))
     }
 
     /// Does what is due by `now`, and hands out the effects of that and of everything since the last time.
@@ -132,6 +135,8 @@ impl State {
                 self.round(incarnation, now);
             }
         }
+        let expired = self.confirms.expire(now);
+        self.confirmed(expired);
         std::mem::take(&mut self.effects)
     }
 
@@ -141,9 +146,11 @@ impl State {
         }
         self.schedule.rest_at = None;
         for _ in 0..BURST {
-            let Some(cut) = self.local.cut(now) else { return };
+            let Some(cut) = self.local.cut(now) else { return self.confirms.all_published() };
             let (node, seq) = (self.own.node.clone(), cut.seq);
-            let delta = Delta { node, incarnation, seq, joined: cut.joined, left: cut.left };
+            let peers = self.peers.iter().map(|(node, peer)| (node, peer.replica.incarnation()));
+            let ask = self.confirms.published(seq, &cut.joined, peers, now);
+            let delta = Delta { node, incarnation, seq, joined: cut.joined, left: cut.left, ask };
             self.effects.push(Effect::Publish(Gossip::Delta(delta)));
         }
         self.schedule.rest_at = Some(now + BURST_EVERY);

@@ -116,6 +116,7 @@ impl Service {
                 tracing::info!(%node, %incarnation, reason = reason.as_str(), "node is gone");
                 self.tell(Membership::Lost(node, incarnation));
             }
+            Effect::Confirmed(wait) => self.directory.confirmed(wait),
             Effect::Conflict { incarnation } => {
                 tracing::error!(%incarnation, "another process uses this node id");
                 self.tell(Membership::Conflict);

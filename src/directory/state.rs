@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::gossip::{Dead, Gossip, Identity, Info, Snapshot, SnapshotRequest};
+use super::confirm::{Confirms, WaitId};
+use super::gossip::{Dead, Delta, Gossip, Identity, Info, Merged, Snapshot, SnapshotRequest};
 use super::key::Key;
 use super::local::Local;
 use super::peers::{Admission, Peers, Proof, Reason};
@@ -17,6 +18,9 @@ use crate::ids::{Incarnation, NodeId};
 
 /// A peer that asks again sooner than this after it was sent a snapshot has not read that one yet.
 const SERVED_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// A node that has just got its link hears of the others within this time: each answers its hello with a heartbeat
+/// ([`HELLO_ANSWER_WAIT`]).
+const NEWCOMER_WAIT: Duration = Duration::from_secs(1);
 /// Own incarnations that are remembered. More reconnects than this while one old message lingers do not happen.
 const OWN_INCARNATIONS_KEPT: usize = 256;
 
@@ -46,6 +50,8 @@ pub enum Effect {
         incarnation: Incarnation,
         reason: Reason,
     },
+    /// The peers know what this wait was for, or its time is over.
+    Confirmed(WaitId),
     /// Another process uses this node's id.
     Conflict {
         incarnation: Incarnation,
@@ -84,9 +90,11 @@ pub struct State {
     pub(super) local: Local,
     pub(super) peers: Peers,
     pub(super) schedule: Schedule,
+    pub(super) confirms: Confirms,
     pub(super) effects: Vec<Effect>,
     /// Everything that was published to the control exchange before this moment has been read here.
     pub(super) control_read_to: Option<Duration>,
+    linked_at: Duration,
 }
 
 impl State {
@@ -107,9 +115,21 @@ impl State {
             local: Local::default(),
             peers: Peers::default(),
             schedule: Schedule::new(seed),
+            confirms: Confirms::default(),
             effects: Vec::new(),
             control_read_to: None,
+            linked_at: Duration::ZERO,
         }
+    }
+
+    /// Whether every replica is known to be right and the control exchange has been heard since the link came up.
+    pub(super) fn is_synced(&self) -> bool {
+        self.control_read_to.is_some() && self.peers.iter().all(|(_, peer)| peer.replica.synced())
+    }
+
+    /// Whether, besides that, all live nodes have had the time to make themselves known.
+    pub(super) fn is_sure(&self, now: Duration) -> bool {
+        self.is_synced() && now >= self.linked_at + NEWCOMER_WAIT
     }
 
     // ---- the own link ----
@@ -125,7 +145,9 @@ impl State {
         self.own.hello_due = true;
         self.local.begin_anew(now);
         self.schedule.begin_anew(now);
+        self.confirms.begin_anew();
         self.control_read_to = None;
+        self.linked_at = now;
         for (_, peer) in self.peers.iter_mut() {
             // Each peer answers the hello with a heartbeat, which shows whether deltas were missed.
             peer.replica.doubt(now + REPAIR_RETRY);
@@ -157,7 +179,20 @@ impl State {
     }
 
     pub fn leave(&mut self, key: Key, now: Duration) -> bool {
-        self.local.leave(key, now)
+        let left = self.confirms.left(key);
+        let is_heard = !left.is_empty();
+        self.confirmed(left);
+        self.local.leave(key, now) || is_heard
+    }
+
+    /// [`Effect::Confirmed`] will tell when the live peers know that this node has the key. `None`: they do.
+    pub fn confirm(&mut self, key: Key, now: Duration) -> Option<WaitId> {
+        let has_peers = self.peers.iter().next().is_some();
+        self.confirms.wait(key, self.local.is_pending(key), has_peers, now)
+    }
+
+    pub(super) fn confirmed(&mut self, waits: Vec<WaitId>) {
+        self.effects.extend(waits.into_iter().map(Effect::Confirmed));
     }
 
     /// The farewell, to be published after everything that was polled before.
@@ -196,18 +231,32 @@ impl State {
                     self.ask_if_due(&beat.node, now);
                 }
             }
-            Gossip::Delta(delta) => {
-                let node = delta.node.clone();
-                if self.admit(&node, delta.incarnation, Proof::Sent, now) {
-                    if let Some(peer) = self.peers.get_mut(&node) {
-                        peer.replica.merge(delta, now);
-                    }
-                    self.ask_if_due(&node, now);
+            Gossip::Delta(delta) => self.on_delta(delta, now),
+            Gossip::Merged(Merged { node, incarnation, of, seq }) => {
+                if self.admit(&node, incarnation, Proof::Sent, now) && Some(of) == self.own.incarnation {
+                    let waits = self.confirms.merged(&node, incarnation, seq);
+                    self.confirmed(waits);
                 }
             }
             Gossip::Snapshot(part) => self.on_snapshot(part, now),
             Gossip::SnapshotRequest(request) => self.on_snapshot_request(request, now),
         }
+    }
+
+    fn on_delta(&mut self, delta: Delta, now: Duration) {
+        let (node, of, seq, ask) = (delta.node.clone(), delta.incarnation, delta.seq, delta.ask);
+        if !self.admit(&node, of, Proof::Sent, now) {
+            return;
+        }
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.replica.merge(delta, now);
+        }
+        if let (true, Some(incarnation)) = (ask, self.own.speaking()) {
+            let merged = Merged { node: self.own.node.clone(), incarnation, of, seq };
+            let nodes = SmallVec::from_iter([(node.clone(), of)]);
+            self.effects.push(Effect::SendTo { nodes, gossip: Gossip::Merged(merged) });
+        }
+        self.ask_if_due(&node, now);
     }
 
     fn on_snapshot(&mut self, part: Snapshot, now: Duration) {
@@ -255,6 +304,8 @@ impl State {
             Admission::Known => true,
             Admission::New { after } => {
                 if let Some(incarnation) = after {
+                    let waits = self.confirms.gone(node);
+                    self.confirmed(waits);
                     let (node, reason) = (node.clone(), Reason::Superseded);
                     self.effects.push(Effect::NodeLost { node, incarnation, reason });
                 }
@@ -296,6 +347,8 @@ impl State {
         }
         let lost = self.peers.mark_dead(node, incarnation, reason != Reason::Silent, now);
         if let Some(incarnation) = lost {
+            let waits = self.confirms.gone(node);
+            self.confirmed(waits);
             self.effects.push(Effect::NodeLost { node: node.clone(), incarnation, reason });
         }
         lost.is_some()

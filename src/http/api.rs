@@ -1,4 +1,4 @@
-//! The HTTP API: publish, look up, disconnect.
+//! The HTTP API: publish, look up, disconnect; `channels.rs` has what is about channels.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use warp::reply::Response;
 use warp::{Filter, Rejection};
 
 use super::credentials::bearer;
-use super::{publish, response, AppState};
+use super::{channels, publish, response, AppState};
 use crate::auth::Caller;
 use crate::error::{Code, Error};
 use crate::ids::{SessionId, UserId};
@@ -31,11 +31,16 @@ pub(super) fn routes(state: Arc<AppState>) -> impl Filter<Extract = (Response,),
     let user = v1.clone().and(warp::path!("users" / String)).and(read).then(get_user);
     let user_sessions =
         v1.clone().and(warp::path!("users" / String / "sessions")).and(warp::delete()).then(delete_user);
+    let channel = v1.clone().and(warp::path!("channels" / String)).and(read).then(channels::get);
+    let place = v1.clone().and(warp::path!("users" / String / "channels" / String));
+    let put = place.clone().and(warp::put()).then(channels::put);
+    let delete = place.and(warp::delete()).then(channels::delete);
+    let channels = channel.or(put).unify().or(delete).unify();
     let session = v1.and(warp::path!("sessions" / String)).and(warp::delete()).then(delete_session);
-    messages.or(nodes).unify().or(user).unify().or(user_sessions).unify().or(session).unify()
+    messages.or(nodes).unify().or(user).unify().or(user_sessions).unify().or(session).unify().or(channels).unify()
 }
 
-type Asked = (Arc<AppState>, Result<Caller, Error>);
+pub(super) type Asked = (Arc<AppState>, Result<Caller, Error>);
 
 fn with_caller(
     state: Arc<AppState>,
@@ -47,7 +52,7 @@ fn with_caller(
 }
 
 /// Everything but publishing needs the whole API.
-fn allowed((state, caller): Asked) -> Result<Arc<AppState>, Error> {
+pub(super) fn allowed((state, caller): Asked) -> Result<Arc<AppState>, Error> {
     match caller?.api() {
         true => Ok(state),
         false => Err(Error::new(Code::Forbidden, "these credentials do not open the API")),
@@ -99,7 +104,7 @@ async fn get_nodes(asked: Asked) -> Response {
     }))
 }
 
-fn user_id(segment: &str) -> Result<UserId, Error> {
+pub(super) fn user_id(segment: &str) -> Result<UserId, Error> {
     let decoded = percent_decode_str(segment).decode_utf8();
     let text = decoded.map_err(|_| Error::bad_request("user id: not UTF-8"))?;
     UserId::new(&text).map_err(|error| Error::bad_request(error.to_string()))
@@ -110,7 +115,7 @@ async fn get_user(asked: Asked, segment: String) -> Response {
         Ok(asked) => asked,
         Err(error) => return response::error(&error),
     };
-    let Found { sessions, partial } = state.router.sessions_of(&user).await;
+    let Found { sessions, partial, .. } = state.router.sessions_of(&user).await;
     let body = json!({
         "user": user,
         "online": !sessions.is_empty(),

@@ -106,6 +106,8 @@ fn methods(path: &str) -> Option<&'static str> {
     let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     match segments[..] {
         ["ws" | "livez" | "readyz" | "metrics"] | ["v1", "nodes"] | ["v1", "users", _] => Some(READ),
+        ["v1", "channels", _] => Some(READ),
+        ["v1", "users", _, "channels", _] => Some("PUT, DELETE"),
         ["v1", "messages"] => Some("POST"),
         ["v1", "users", _, "sessions"] | ["v1", "sessions", _] => Some("DELETE"),
         _ => None,

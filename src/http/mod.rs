@@ -11,6 +11,7 @@
 //! - `response.rs`: how responses and errors are written.
 
 mod api;
+mod channels;
 pub mod body;
 mod client;
 mod client_library;

@@ -1,4 +1,4 @@
-//! Which workers of this node have subscribers of a channel, and how many.
+//! Which workers of this node have subscribers of a channel, and which users those are.
 
 use std::collections::hash_map::RandomState;
 use std::collections::HashMap;
@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use smallvec::SmallVec;
 
-use crate::ids::ChannelName;
+use crate::ids::{ChannelName, UserId};
 
 const SHARDS: usize = 64;
 
@@ -17,7 +17,23 @@ struct Subscribers {
     sessions: usize,
 }
 
-type Shard = HashMap<ChannelName, SmallVec<[Subscribers; 2]>>;
+#[derive(Debug, Default)]
+struct Members {
+    workers: SmallVec<[Subscribers; 2]>,
+    /// How many sessions of each user.
+    users: HashMap<UserId, u32>,
+}
+
+type Shard = HashMap<ChannelName, Members>;
+
+/// What the beginning or end of a subscription changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Change {
+    /// The channel has its first subscriber on this node, or has lost the last one.
+    pub of_node: bool,
+    /// The user has its first session in the channel on this node, or has lost the last one.
+    pub of_user: bool,
+}
 
 /// The sessions themselves are known to their workers alone, so that a message for a channel costs the hub one command
 /// for each worker, however many subscribe.
@@ -37,44 +53,62 @@ impl Channels {
         self.shards[at].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `true`: the first subscriber on this node.
-    pub(super) fn add(&self, channel: &ChannelName, worker: usize) -> bool {
+    pub(super) fn add(&self, channel: &ChannelName, worker: usize, user: &UserId) -> Change {
         let mut shard = self.shard(channel);
-        let workers = shard.entry(channel.clone()).or_default();
-        let is_first = workers.is_empty();
+        let Members { workers, users } = shard.entry(channel.clone()).or_default();
+        let of_node = workers.is_empty();
         match workers.iter_mut().find(|subscribers| subscribers.worker == worker) {
             Some(subscribers) => subscribers.sessions += 1,
             None => workers.push(Subscribers { worker, sessions: 1 }),
         }
-        is_first
+        let sessions = users.entry(user.clone()).or_default();
+        *sessions += 1;
+        Change { of_node, of_user: *sessions == 1 }
     }
 
-    /// `true`: it was the last subscriber on this node.
-    pub(super) fn remove(&self, channel: &ChannelName, worker: usize) -> bool {
+    pub(super) fn remove(&self, channel: &ChannelName, worker: usize, user: &UserId) -> Change {
         let mut shard = self.shard(channel);
-        let Some(workers) = shard.get_mut(channel) else { return false };
+        let Some(Members { workers, users }) = shard.get_mut(channel) else { return Change::default() };
         let Some(at) = workers.iter().position(|subscribers| subscribers.worker == worker) else {
-            return false;
+            return Change::default();
         };
         workers[at].sessions -= 1;
         if workers[at].sessions == 0 {
             workers.swap_remove(at);
         }
-        let is_last = workers.is_empty();
-        if is_last {
+        let mut of_user = false;
+        if let Some(sessions) = users.get_mut(user) {
+            *sessions -= 1;
+            of_user = *sessions == 0;
+        }
+        if of_user {
+            users.remove(user);
+        }
+        let of_node = workers.is_empty();
+        if of_node {
             shard.remove(channel);
         }
-        is_last
+        Change { of_node, of_user }
     }
 
     pub(super) fn workers(&self, channel: &ChannelName) -> SmallVec<[usize; 8]> {
         let shard = self.shard(channel);
-        shard.get(channel).map(|workers| workers.iter().map(|of| of.worker).collect()).unwrap_or_default()
+        let workers = shard.get(channel).map(|members| &members.workers);
+        workers.into_iter().flatten().map(|of| of.worker).collect()
     }
 
     pub(super) fn sessions(&self, channel: &ChannelName) -> usize {
         let shard = self.shard(channel);
-        shard.get(channel).map_or(0, |workers| workers.iter().map(|of| of.sessions).sum())
+        let workers = shard.get(channel).map(|members| &members.workers);
+        workers.into_iter().flatten().map(|of| of.sessions).sum()
+    }
+
+    /// The users, if they are no more than `max`, and their number.
+    pub(super) fn users(&self, channel: &ChannelName, max: usize) -> (Vec<UserId>, usize) {
+        let shard = self.shard(channel);
+        let Some(Members { users, .. }) = shard.get(channel) else { return (Vec::new(), 0) };
+        let listed = if users.len() <= max { users.keys().cloned().collect() } else { Vec::new() };
+        (listed, users.len())
     }
 }
 
@@ -83,17 +117,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn first_and_last_subscriber_of_a_node_are_noticed_once() {
+    fn first_and_last_subscriber_of_a_node_and_of_a_user_are_noticed_once() {
         let channels = Channels::new();
         let channel = ChannelName::new("room").unwrap();
-        assert!(channels.add(&channel, 0));
-        assert!(!channels.add(&channel, 0) && !channels.add(&channel, 1));
+        let [a, b] = ["a", "b"].map(|user| UserId::new(user).unwrap());
+        let change = |of_node, of_user| Change { of_node, of_user };
+        assert_eq!(channels.add(&channel, 0, &a), change(true, true));
+        assert_eq!(channels.add(&channel, 0, &a), change(false, false));
+        assert_eq!(channels.add(&channel, 1, &b), change(false, true));
         assert_eq!((channels.sessions(&channel), &channels.workers(&channel)[..]), (3, &[0, 1][..]));
-        assert!(!channels.remove(&channel, 0) && !channels.remove(&channel, 0));
-        assert_eq!(&channels.workers(&channel)[..], &[1]);
-        assert!(!channels.remove(&channel, 0), "none left there");
-        assert!(channels.remove(&channel, 1));
-        assert!(!channels.remove(&channel, 1));
+        assert_eq!((channels.users(&channel, 2).0.len(), channels.users(&channel, 1)), (2, (vec![], 2)));
+        assert_eq!(channels.remove(&channel, 0, &a), change(false, false));
+        assert_eq!(channels.remove(&channel, 0, &a), change(false, true));
+        assert_eq!((&channels.workers(&channel)[..], channels.users(&channel, 2)), (&[1][..], (vec![b.clone()], 1)));
+        assert_eq!(channels.remove(&channel, 0, &a), change(false, false), "none left there");
+        assert_eq!(channels.remove(&channel, 1, &b), change(true, true));
+        assert_eq!(channels.remove(&channel, 1, &b), change(false, false));
         assert_eq!(channels.sessions(&channel), 0);
     }
 }

@@ -23,6 +23,7 @@ use crate::protocol::close::CloseCode;
 use crate::protocol::message::Rendered;
 
 use channels::Channels;
+pub use channels::Change;
 pub use tally::{Tally, TallyView};
 
 /// Commands waiting for one worker.
@@ -53,6 +54,10 @@ pub enum Command {
     Gap { reason: &'static str },
     /// Close these sessions; the tally counts those that were there.
     Close { counters: Counters, code: CloseCode, tally: Tally },
+    /// Put these sessions into a channel; the tally counts those that are in it, when their messages reach them.
+    Subscribe { counters: Counters, channel: ChannelName, tally: Tally },
+    /// Take these sessions out of a channel; the tally counts those that were in it.
+    Unsubscribe { counters: Counters, channel: ChannelName, tally: Tally },
     /// The node stops: close every session within so many milliseconds.
     Drain { spread_ms: u32 },
 }
@@ -236,17 +241,21 @@ impl Hub {
         Ok(())
     }
 
-    /// A session of this worker subscribes to a channel. `true`: the first subscriber on this node. See
-    /// [`Hub::register`] for the order of calls.
+    /// A session of this user, on this worker, subscribes to a channel. See [`Hub::register`] for the order of calls.
     #[must_use]
-    pub fn subscribe(&self, channel: &ChannelName, worker: usize) -> bool {
-        self.channels.add(channel, worker)
+    pub fn subscribe(&self, channel: &ChannelName, worker: usize, user: &UserId) -> Change {
+        self.channels.add(channel, worker, user)
     }
 
-    /// The inverse of [`Hub::subscribe`]. `true`: it was the last subscriber on this node.
+    /// The inverse of [`Hub::subscribe`].
     #[must_use]
-    pub fn unsubscribe(&self, channel: &ChannelName, worker: usize) -> bool {
-        self.channels.remove(channel, worker)
+    pub fn unsubscribe(&self, channel: &ChannelName, worker: usize, user: &UserId) -> Change {
+        self.channels.remove(channel, worker, user)
+    }
+
+    /// The users of this node who subscribe to a channel, if they are no more than `max`, and their number.
+    pub fn users_in(&self, channel: &ChannelName, max: usize) -> (Vec<UserId>, usize) {
+        self.channels.users(channel, max)
     }
 
     /// How many sessions of this node subscribe to a channel.
@@ -294,8 +303,15 @@ impl Reservation<'_> {
 
     /// Closes the sessions; the tally counts those that were there.
     pub fn close(self, code: CloseCode, tally: Tally) {
+        self.command(tally, |counters, tally| Some(Command::Close { counters, code, tally }));
+    }
+
+    /// Tells each worker what to do with its sessions among these.
+    pub fn command(self, tally: Tally, command: impl Fn(Counters, Tally) -> Option<Command>) {
         for (permit, counters) in self.permits {
-            permit.send(Command::Close { counters, code, tally: tally.clone() });
+            if let Some(command) = command(counters, tally.clone()) {
+                permit.send(command);
+            }
         }
     }
 }

@@ -66,7 +66,9 @@ impl NodeQueue {
                 let envelope =
                     Envelope::from_delivery(properties, delivery.body.clone(), now).map_err(text)?;
                 match envelope.message.target {
-                    Target::Broadcast => self.show_everyone(Rendered::new(Arc::new(envelope.message))).await,
+                    Target::Broadcast | Target::Channel(_) => {
+                        self.show_everyone(Rendered::new(Arc::new(envelope.message))).await;
+                    }
                     _ => self.router.arrive(envelope),
                 }
             }

@@ -181,6 +181,7 @@ impl Node {
         self.tasks.spawn("members", watch::follow_members(router.clone(), members));
         let link = watch::follow_link(router.clone(), self.lifecycle.clone(), self.bus.link());
         self.tasks.spawn("link", link);
+        self.tasks.spawn_endless("channels", router.clone().hand_out_held());
         self.tasks.spawn_endless("clock", watch::keep_time(router));
     }
 

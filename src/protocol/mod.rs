@@ -65,6 +65,13 @@ impl Codec {
         }
     }
 
+    /// The gateway put the session into a channel.
+    pub fn subscribed(self, channel: &ChannelName) -> Bytes {
+        match self {
+            Codec::WarrenV1 => wire::text_frame(&warren_v1::reply::subscribed(channel)),
+        }
+    }
+
     /// The gateway took the session out of a channel.
     pub fn unsubscribed(self, channel: &ChannelName, reason: &'static str) -> Bytes {
         match self {

@@ -33,6 +33,8 @@ pub struct PublishRequest<'a> {
     pub ttl: Option<u64>,
     pub delivery: Guarantee,
     pub message_id: Option<Cow<'a, str>>,
+    /// Of a message for a channel: whether the session that publishes it gets it too, if it subscribes.
+    pub echo: bool,
 }
 
 /// The fields of a [`PublishRequest`] as JSON. `null` in an optional field means the same as its absence.
@@ -50,6 +52,8 @@ pub struct PublishFields<'a> {
     pub delivery: Option<&'a RawValue>,
     #[serde(borrow, default)]
     pub message_id: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub echo: Option<&'a RawValue>,
 }
 
 impl<'a> PublishFields<'a> {
@@ -65,6 +69,7 @@ impl<'a> PublishFields<'a> {
                 None => Guarantee::default(),
             },
             message_id: self.message_id.map(|id| text("message_id", id)).transpose()?,
+            echo: self.echo.map_or(Ok(true), |echo| value("echo", echo))?,
         })
     }
 }
@@ -217,6 +222,7 @@ mod tests {
             (r#"{"to":"user.1","event":"a\nb"}"#, "event: "),
             (r#"{"to":"user.1","event":[]}"#, "event: "),
             (r#"{"to":"user.1","delivery":"twice"}"#, "delivery: "),
+            (r#"{"to":"channel.a","echo":"no"}"#, "echo: "),
         ] {
             let error = parse(body).unwrap_err();
             assert!(error.starts_with(part), "{body}: {error}");
@@ -226,7 +232,7 @@ mod tests {
     #[test]
     fn null_means_absent_in_every_optional_field() {
         let nulls =
-            r#"{"to":"user.1","payload":null,"event":null,"ttl":null,"delivery":null,"message_id":null}"#;
+            r#"{"to":"user.1","payload":null,"event":null,"ttl":null,"delivery":null,"message_id":null,"echo":null}"#;
         let message = parse(nulls).unwrap();
         assert_eq!(&message.payload.bytes[..], b"null");
         assert_eq!((message.event, message.expires), (None, None));

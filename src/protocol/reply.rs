@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use crate::error::Error;
-use crate::ids::{MessageId, NodeId, SessionId, UserId};
+use crate::ids::{ChannelName, MessageId, NodeId, SessionId, UserId};
 use crate::protocol::message::Settlement;
 
 /// The first frame of a session that has a user.
@@ -19,6 +19,8 @@ pub struct Welcome<'a> {
     #[serde(serialize_with = "seconds")]
     pub ping_interval: Duration,
     pub limits: Limits,
+    /// What the token has the session subscribe to.
+    pub channels: &'a [ChannelName],
 }
 
 fn seconds<S: Serializer>(duration: &Duration, to: S) -> Result<S::Ok, S::Error> {
@@ -49,7 +51,38 @@ pub enum Reply<'a> {
     Subscribed {
         count: u64,
     },
+    Presence(&'a Presence),
     Error(&'a Error),
+}
+
+/// The answer to a question for presence.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Presence {
+    User {
+        online: bool,
+        sessions: Vec<OneSession>,
+        /// Some node did not answer in time.
+        partial: bool,
+    },
+    Channel {
+        /// How many users.
+        count: u64,
+        /// `None`: too many to be listed.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        users: Option<Vec<UserId>>,
+        /// Some node did not answer in time.
+        partial: bool,
+    },
+}
+
+/// A session of a user who is online.
+#[derive(Debug, Serialize)]
+pub struct OneSession {
+    pub session: String,
+    pub node: NodeId,
+    /// Milliseconds since the Unix epoch.
+    pub since_ms: u64,
 }
 
 /// The answer to a publish, in frames and over HTTP.

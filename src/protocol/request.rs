@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use crate::error::Error;
-use crate::ids::ChannelName;
+use crate::ids::{ChannelName, UserId};
 use crate::protocol::publish::PublishRequest;
 
 /// Most message ids in one acknowledgement: a client has at most 64 unacknowledged messages at a time, and may repeat
@@ -25,6 +25,13 @@ pub struct Refusal<'a> {
     pub error: Error,
 }
 
+/// Whose presence is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PresenceOf {
+    User(UserId),
+    Channel(ChannelName),
+}
+
 #[derive(Debug)]
 pub enum RequestBody<'a> {
     Publish(PublishRequest<'a>),
@@ -36,5 +43,6 @@ pub enum RequestBody<'a> {
     Refresh(Cow<'a, str>),
     Subscribe(ChannelName),
     Unsubscribe(ChannelName),
+    Presence(PresenceOf),
     Ping,
 }

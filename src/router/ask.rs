@@ -1,6 +1,6 @@
-//! Questions to the nodes about the sessions they hold, and orders to close them.
+//! Questions to the nodes about the sessions they hold, and orders about these.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,13 +10,15 @@ use tokio::sync::{mpsc, oneshot};
 use crate::delivery::envelope::{Origin, Tag};
 use crate::delivery::peer_words::{answer_publish, ask_publish, Ask, AskReply, SessionInfo};
 use crate::directory::Key;
-use crate::hub::{Counters, Local, Tally};
+use crate::hub::{Command, Counters, Local, Tally};
 use crate::ids::{NodeId, SessionId, UserId};
 use crate::protocol::close::CloseCode;
 use crate::router::Router;
 
 /// How long the nodes have to answer; what is known by then is what the caller gets.
 const ASK_DEADLINE: Duration = Duration::from_secs(2);
+/// Longest list of users of a channel; above it they are only counted.
+pub const USERS_LISTED_MAX: usize = 1_000;
 /// Questions that await answers. Overflow policy: only this node is asked.
 const ASKS_MAX: usize = 1024;
 
@@ -56,8 +58,23 @@ impl Asks {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Found {
     pub sessions: Vec<SessionInfo>,
+    /// The users of all nodes that could list them, each once.
+    pub users: BTreeSet<UserId>,
+    /// The sum of what the nodes counted.
+    pub count: u64,
+    /// Some node has more users than a list may have.
+    pub unlisted: bool,
     /// Some node that was asked did not answer in time.
     pub partial: bool,
+}
+
+impl Found {
+    fn add(&mut self, answer: AskReply) {
+        self.sessions.extend(answer.sessions);
+        self.users.extend(answer.users);
+        self.count += answer.count;
+        self.unlisted |= answer.unlisted;
+    }
 }
 
 impl Router {
@@ -85,12 +102,12 @@ impl Router {
         }
     }
 
-    fn other_nodes(&self) -> Vec<NodeId> {
+    pub(super) fn other_nodes(&self) -> Vec<NodeId> {
         let peers = self.directory.peers();
         peers.into_iter().map(|peer| peer.node).filter(|node| node != self.node()).collect()
     }
 
-    async fn ask(self: &Arc<Self>, nodes: &[NodeId], ask: Ask) -> Found {
+    pub(super) async fn ask(self: &Arc<Self>, nodes: &[NodeId], ask: Ask) -> Found {
         let mut found = Found::default();
         let open = if nodes.is_empty() { None } else { self.asks.open(nodes.len()) };
         if let Some((tag, _)) = &open {
@@ -100,11 +117,11 @@ impl Router {
             }
         }
         found.partial = open.is_none() && !nodes.is_empty();
-        found.sessions = self.answer_here(&ask).await;
+        found.add(self.answer_here(&ask).await);
         if let Some((tag, mut answers)) = open {
             for _ in nodes {
                 match answers.recv().await {
-                    Some(answer) => found.sessions.extend(answer.sessions),
+                    Some(answer) => found.add(answer),
                     None => {
                         found.partial = true;
                         break;
@@ -130,42 +147,65 @@ impl Router {
 
     /// Another node asks.
     pub async fn asked(self: &Arc<Self>, ask: Ask, origin: Origin) {
-        let answer = AskReply { from: self.node().clone(), sessions: self.answer_here(&ask).await };
+        let answer = self.answer_here(&ask).await;
         self.bus.publish(answer_publish(&origin, &answer), Box::new(|_| ()));
     }
 
-    async fn answer_here(&self, ask: &Ask) -> Vec<SessionInfo> {
+    async fn answer_here(&self, ask: &Ask) -> AskReply {
         let info = |local: &Local| {
             let session = SessionId { node: self.node().clone(), counter: local.counter };
             SessionInfo::new(&session, local.since_ms)
         };
-        match ask {
-            Ask::SessionsOf(user) => self.hub.sessions_of(user).iter().map(info).collect(),
-            Ask::DisconnectUser(user) => {
-                let sessions = self.hub.sessions_of(user);
-                self.close_here(sessions.iter().map(|local| local.counter).collect()).await;
-                sessions.iter().map(info).collect()
+        let mut answer = AskReply::new(self.node().clone());
+        if let Some(user) = ask.user() {
+            let sessions = self.hub.sessions_of(user);
+            answer.sessions = sessions.iter().map(info).collect();
+            if !matches!(ask, Ask::SessionsOf(_)) {
+                let counters = sessions.iter().map(|local| local.counter).collect();
+                answer.count = u64::from(self.carry_out_here(ask, counters).await);
             }
+        }
+        match ask {
             Ask::DisconnectSession(session) => match SessionId::parse(session) {
                 Ok(session) if session.node == *self.node() => {
-                    let closed = self.close_here(Counters::from_slice(&[session.counter])).await;
-                    (closed > 0).then(|| SessionInfo::new(&session, 0)).into_iter().collect()
+                    let closed = self.carry_out_here(ask, Counters::from_slice(&[session.counter])).await;
+                    answer.sessions.extend((closed > 0).then(|| SessionInfo::new(&session, 0)));
                 }
-                _ => Vec::new(),
+                _ => {}
             },
+            Ask::UsersIn(channel) => {
+                let (users, count) = self.hub.users_in(channel, USERS_LISTED_MAX);
+                (answer.users, answer.count) = (users, count as u64);
+                answer.unlisted = count > USERS_LISTED_MAX;
+            }
+            _ => {}
         }
+        answer
     }
 
-    async fn close_here(&self, counters: Counters) -> u32 {
+    /// Has the workers carry out an order about sessions here; for how many it changed something.
+    async fn carry_out_here(&self, ask: &Ask, counters: Counters) -> u32 {
+        let command = |counters, tally| match ask {
+            Ask::DisconnectUser(_) | Ask::DisconnectSession(_) => {
+                Some(Command::Close { counters, code: CloseCode::Kicked, tally })
+            }
+            Ask::Subscribe(_, channel) => {
+                Some(Command::Subscribe { counters, channel: channel.clone(), tally })
+            }
+            Ask::Unsubscribe(_, channel) => {
+                Some(Command::Unsubscribe { counters, channel: channel.clone(), tally })
+            }
+            Ask::SessionsOf(_) | Ask::UsersIn(_) => None,
+        };
         let (tell, told) = oneshot::channel();
         // A caller that has gone away needs no answer.
-        let (tally, _) = Tally::new(None, move |closed| {
-            let _ = tell.send(closed);
+        let (tally, _) = Tally::new(None, move |changed| {
+            let _ = tell.send(changed);
         });
         loop {
             match self.hub.reserve(counters.clone()) {
                 Ok(reservation) => {
-                    reservation.close(CloseCode::Kicked, tally);
+                    reservation.command(tally, command);
                     return told.await.unwrap_or(0);
                 }
                 Err(full) => self.hub.room(full).await,

@@ -6,15 +6,17 @@
 //! - `execute.rs`: what paths want done: publishing, storing, handing to sessions.
 //! - [`readings`]: reads the boxes of users who are here.
 //! - [`strategy`]: where a message goes (pure).
+//! - `channels.rs`: messages for channels; `presence.rs`: the lock that keeps hub and directory in step.
 //! - [`ask`]: questions to all nodes about their sessions.
 //!
 //! A message is settled exactly once, and its source hears of it only then.
 
 pub mod ask;
+pub mod channels;
 mod execute;
 mod mail;
 pub mod path;
-mod presence;
+pub mod presence;
 pub mod readings;
 pub mod strategy;
 mod table;
@@ -88,6 +90,7 @@ pub struct Router {
     readings: Readings,
     asks: ask::Asks,
     presence: presence::Presence,
+    channels: channels::Channels,
     /// For the callbacks that outlive a call.
     this: OnceLock<std::sync::Weak<Router>>,
 }
@@ -135,6 +138,7 @@ impl Router {
             ingress_is_pressed: AtomicBool::new(false),
             asks: ask::Asks::new(),
             presence: presence::Presence::new(),
+            channels: channels::Channels::default(),
             this: OnceLock::new(),
             settings,
             hub,
@@ -234,9 +238,7 @@ impl Router {
         }
         match &message.target {
             Target::Broadcast => return self.publish_to_everyone(message, settle),
-            Target::Channel(_) => {
-                return settle(failed(Code::BadRequest, "channels are not part of this version"))
-            }
+            Target::Channel(_) => return self.publish_to_channel(message, None, settle),
             Target::User(_) | Target::Session(_) => {}
         }
         let pending = self.pending.fetch_add(1, Ordering::Relaxed);
@@ -332,8 +334,8 @@ impl Router {
         self.paths.step(&target, Event::Arrived(envelope), Instant::now(), self);
     }
 
-    /// Hands a broadcast to every session here, unless it came before. `Err`: a worker has no room; nothing has
-    /// happened.
+    /// Hands a broadcast to every session here, or a message for a channel to its subscribers here, unless it came
+    /// before. `Err`: a worker has no room; nothing has happened.
     pub fn show_everyone(&self, message: &Arc<Rendered>) -> Result<(), Full> {
         let now = Instant::now();
         let broadcast = message.message();
@@ -343,7 +345,10 @@ impl Router {
         let key = SeenKey::new(Scope::of(&broadcast.sender), &broadcast.id, &broadcast.target);
         let mut seen = self.seen_broadcasts.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.get(key).is_none() {
-            self.hub.deliver_all(message)?;
+            match &broadcast.target {
+                Target::Channel(channel) => self.hub.deliver_channel(channel, message, None)?,
+                _ => self.hub.deliver_all(message)?,
+            }
             seen.note(key, 1, now);
         }
         Ok(())

@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::directory::Key;
-use crate::ids::ChannelName;
+use crate::ids::{ChannelName, UserId};
 use crate::router::Router;
 
 const SHARDS: usize = 64;
@@ -34,16 +34,16 @@ impl Presence {
     }
 }
 
-/// Called once, on any thread, with the number of the channel's subscribers as far as this node knows it; it must
+/// Called once, on any thread, with the number of the channel's subscribers on this node; it must
 /// return at once.
 pub type Subscribed = Box<dyn FnOnce(u64) + Send>;
 
 impl Router {
-    /// A session of this worker subscribes to a channel.
-    pub fn open_subscription(&self, channel: &ChannelName, worker: usize, done: Subscribed) {
+    /// A session of this user, on this worker, subscribes to a channel.
+    pub fn open_subscription(&self, channel: &ChannelName, worker: usize, user: &UserId, done: Subscribed) {
         {
             let _presence = self.presence.lock(channel);
-            if self.hub.subscribe(channel, worker) {
+            if self.hub.subscribe(channel, worker, user).of_node {
                 self.directory.join(Key::channel(channel));
             }
         }
@@ -52,13 +52,14 @@ impl Router {
 
     /// Tells when messages that are published on any node reach the subscribers of a channel here.
     pub fn confirm_subscription(&self, channel: &ChannelName, done: Subscribed) {
-        done(self.hub.subscribers(channel) as u64);
+        let count = self.hub.subscribers(channel) as u64;
+        self.directory.when_known(Key::channel(channel), Box::new(move || done(count)));
     }
 
     /// The inverse of [`Router::open_subscription`].
-    pub fn close_subscription(&self, channel: &ChannelName, worker: usize) {
+    pub fn close_subscription(&self, channel: &ChannelName, worker: usize, user: &UserId) {
         let _presence = self.presence.lock(channel);
-        if self.hub.unsubscribe(channel, worker) {
+        if self.hub.unsubscribe(channel, worker, user).of_node {
             self.directory.leave(Key::channel(channel));
         }
     }

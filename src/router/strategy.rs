@@ -46,6 +46,31 @@ pub fn route(strategy: Routing, target: &Target, lookup: &impl Lookup) -> Route 
     }
 }
 
+/// Below so many other nodes a message for a channel always names those that it is for.
+const FANOUT_NODES_MIN: usize = 8;
+
+/// Which other nodes get a message for a channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Spread {
+    Nobody,
+    Nodes(Nodes),
+    /// The fanout exchange.
+    Everyone,
+}
+
+/// `interested`: the nodes with a subscriber, of `peers` other live nodes. Naming them costs the broker a look-up for
+/// each, which the fanout saves when at least three of four are interested. `is_sure`: whether this node knows of every
+/// subscription that was confirmed; if not, everyone gets it.
+pub fn spread(interested: Nodes, peers: usize, is_sure: bool) -> Spread {
+    if !is_sure || interested.len() >= FANOUT_NODES_MIN && interested.len() * 4 >= peers * 3 {
+        return Spread::Everyone;
+    }
+    match interested.is_empty() {
+        true => Spread::Nobody,
+        false => Spread::Nodes(interested),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,5 +111,18 @@ mod tests {
         assert_eq!(route("session.b~1"), Route::Nodes(smallvec![node("b")]));
         assert_eq!(route("session.c~1"), Route::Nodes(smallvec![]));
         assert_eq!(route("channel.x"), Route::Unsupported);
+    }
+
+    #[test]
+    fn a_channel_goes_to_those_who_are_interested_and_to_all_when_most_are() {
+        let nodes = |count: usize| (0..count).map(|n| node(&format!("n{n}"))).collect::<Nodes>();
+        assert_eq!(spread(nodes(0), 9, true), Spread::Nobody);
+        assert_eq!(spread(nodes(0), 0, false), Spread::Everyone);
+        for (interested, peers) in [(2, 2), (7, 7), (8, 11), (9, 13)] {
+            assert_eq!(spread(nodes(interested), peers, true), Spread::Nodes(nodes(interested)));
+        }
+        for (interested, peers) in [(8, 8), (8, 10), (9, 12)] {
+            assert_eq!(spread(nodes(interested), peers, true), Spread::Everyone, "{interested} of {peers}");
+        }
     }
 }

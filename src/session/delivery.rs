@@ -111,6 +111,16 @@ impl WorkerState {
                     tally.clone().count();
                 }
             }
+            Command::Subscribe { counters, channel, tally } => {
+                for session in self.open_sessions(&counters) {
+                    self.put_by_server(&session, &channel, tally.clone());
+                }
+            }
+            Command::Unsubscribe { counters, channel, tally } => {
+                for session in self.open_sessions(&counters) {
+                    self.take_out_by_server(&session, &channel, tally.clone());
+                }
+            }
             Command::Drain { spread_ms } => {
                 let counters = self.sessions.borrow().iter().map(|(_, session)| session.counter).collect();
                 *self.drain.borrow_mut() = Some(Drain::new(counters, spread_ms, now));

@@ -8,6 +8,7 @@
 //! - `subscriptions.rs`: which of the worker's sessions get the messages of a channel.
 //! - `socket.rs`: the bounded queue of frames to a socket; `acks.rs`: the messages that the client has yet to
 //!   acknowledge.
+//! - `presence.rs`: questions for who is online, and who is in a channel.
 //! - `limiter.rs`: how many requests a client may make.
 
 mod acks;
@@ -15,6 +16,7 @@ mod deadlines;
 mod delivery;
 mod drain;
 mod limiter;
+mod presence;
 mod replies;
 mod requests;
 mod socket;

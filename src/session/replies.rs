@@ -9,7 +9,7 @@ use crate::error::{Code, Error};
 use crate::ids::MessageId;
 use crate::metrics::Door;
 use crate::protocol::message::Settlement;
-use crate::protocol::reply::{Reply, Settled};
+use crate::protocol::reply::{Presence, Reply, Settled};
 use crate::session::state::Session;
 use crate::session::worker::WorkerState;
 
@@ -35,6 +35,7 @@ pub(super) struct Awaited {
 pub(super) enum Fate {
     Settled(MessageId, Settlement),
     Subscribed { count: u64 },
+    Presence(Presence),
 }
 
 /// Takes replies from any thread. Overflow policy: a publish for whose reply no room is left is refused with
@@ -76,6 +77,7 @@ pub(super) fn write(worker: &WorkerState, batch: &mut Vec<LateReply>) {
         session.in_flight.set(session.in_flight.get() - 1);
         let reply = match &fate {
             Fate::Settled(message, settlement) => Reply::Settled(Settled::new(message, settlement)),
+            Fate::Presence(presence) => Reply::Presence(presence),
             Fate::Subscribed { count } => Reply::Subscribed { count: *count },
         };
         session.push(&session.codec.reply(awaited.request.as_deref(), &reply), None, now);

@@ -14,6 +14,8 @@ use crate::protocol::request::{Refusal, Request, RequestBody};
 use crate::session::limiter::REFUSALS;
 use crate::session::replies::{Awaited, Fate};
 use crate::session::state::{Phase, Session};
+use crate::session::subscriptions::{By, Put};
+use crate::session::presence;
 use crate::session::worker::WorkerState;
 
 /// Acknowledgements of ids that the client does not owe, for one token.
@@ -98,6 +100,7 @@ fn carry_out(worker: &Rc<WorkerState>, session: &Rc<Session>, request: Request<'
         RequestBody::Ping => session.reply(id, &Reply::Ok, worker.now()),
         RequestBody::Subscribe(channel) => worker.subscribe(session, id, &channel)?,
         RequestBody::Unsubscribe(channel) => worker.on_unsubscribe(session, id, &channel),
+        RequestBody::Presence(of) => presence::ask(worker, session, id, of)?,
         RequestBody::Refresh(token) => refresh(worker, session, id, &token)?,
         RequestBody::Auth(_) => {
             return Err(Error::bad_request("auth: this session is authenticated already"));
@@ -136,8 +139,16 @@ fn refresh(
     if session.identity().is_none_or(|current| current.user != identity.user) {
         return Err(refused());
     }
-    *session.identity.borrow_mut() = Some(Rc::new(identity));
+    let claimed = identity.channels.clone();
+    let before = session.identity.borrow_mut().replace(Rc::new(identity));
     worker.leave_forbidden_channels(session);
+    // What the old token named as well was subscribed to before, and the client may have left it.
+    let was_claimed = |channel| before.as_ref().is_some_and(|before| before.channels.contains(channel));
+    for channel in claimed.iter().filter(|channel| !was_claimed(channel)) {
+        if worker.put_into(session, channel, By::Token, Box::new(|_| ())) == Put::New {
+            session.send(&session.codec.subscribed(channel), None, worker.now());
+        }
+    }
     session.reply(id, &Reply::Ok, worker.now());
     Ok(())
 }
@@ -155,6 +166,7 @@ fn publish_from(
         user: identity.user.clone(),
         session: SessionId { node: worker.router.node().clone(), counter: session.counter },
     };
+    let wants_echo = publish.echo;
     let message = publish.into_message(sender, Now::read())?;
     if !identity.caps.may_publish(&message.target) {
         return Err(Error::new(Code::Forbidden, "this session may not publish to that target"));
@@ -168,6 +180,9 @@ fn publish_from(
     let message_id = message.id.clone();
     // The router settles within its deadlines, also when the session has ended.
     let settle = move |settlement| permit.reply(awaited, Fate::Settled(message_id, settlement));
-    worker.router.accept(message, Box::new(settle));
+    match wants_echo {
+        true => worker.router.accept(message, Box::new(settle)),
+        false => worker.router.accept_without_echo(message, session.counter, Box::new(settle)),
+    }
     Ok(())
 }

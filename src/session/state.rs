@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use crate::auth::Identity;
 use crate::hub::Tally;
+use crate::ids::ChannelName;
 use crate::protocol::close::CloseCode;
 use crate::protocol::message::Rendered;
 use crate::protocol::reply::Reply;
@@ -120,6 +121,10 @@ impl Session {
     pub(super) fn identify(&self, identity: Identity) {
         *self.identity.borrow_mut() = Some(Rc::new(identity));
         self.unauthenticated.take();
+    }
+
+    pub(super) fn subscribes_to(&self, channel: &ChannelName) -> bool {
+        self.channels.borrow().as_ref().is_some_and(|channels| channels.contains_key(channel))
     }
 
     pub(super) fn identity(&self) -> Option<Rc<Identity>> {

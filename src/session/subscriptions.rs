@@ -6,8 +6,10 @@ use std::rc::Rc;
 use slab::Slab;
 
 use crate::error::{Code, Error};
+use crate::hub::Tally;
 use crate::ids::ChannelName;
 use crate::protocol::reply::Reply;
+use crate::router::presence::Subscribed;
 use crate::session::replies::{Awaited, Fate};
 use crate::session::state::Session;
 use crate::session::worker::WorkerState;
@@ -16,8 +18,35 @@ use crate::session::worker::WorkerState;
 #[derive(Default)]
 pub(super) struct Subscriptions(HashMap<ChannelName, Slab<Rc<Session>>>);
 
-/// The channels of one session, each with the session's place among the subscribers.
-pub(super) type OwnChannels = HashMap<ChannelName, usize>;
+/// The channels of one session.
+pub(super) type OwnChannels = HashMap<ChannelName, Own>;
+
+/// The subscription of one session to one channel.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Own {
+    /// Among the subscribers.
+    place: usize,
+    by: By,
+}
+
+/// Who had a session subscribe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    Client,
+    /// The claim `channels`.
+    Token,
+    /// The HTTP API: whatever tokens allow.
+    Server,
+}
+
+/// What came of a subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Put {
+    New,
+    AlreadyIn,
+    /// The session has as many channels as it may.
+    NoRoom,
+}
 
 impl Subscriptions {
     pub(super) fn of(&self, channel: &ChannelName) -> impl Iterator<Item = &Rc<Session>> {
@@ -47,19 +76,13 @@ impl WorkerState {
         channel: &ChannelName,
     ) -> Result<(), Error> {
         let identity = session.identity();
-        if !identity.is_some_and(|identity| identity.caps.may_subscribe(channel)) {
+        if !identity.is_some_and(|identity| identity.may_subscribe(channel)) {
             return Err(Error::new(Code::Forbidden, "this session may not subscribe to that channel"));
         }
-        let is_new = {
-            let channels = session.channels.borrow();
-            let count = channels.as_ref().map_or(0, |channels| channels.len());
-            let is_new = !channels.as_ref().is_some_and(|channels| channels.contains_key(channel));
-            if is_new && count >= self.settings.channels_max {
-                let max = self.settings.channels_max;
-                return Err(Error::bad_request(format!("subscribe: at most {max} channels of one session")));
-            }
-            is_new
-        };
+        if self.room_for(session, channel) == Put::NoRoom {
+            let max = self.settings.channels_max;
+            return Err(Error::bad_request(format!("subscribe: at most {max} channels of one session")));
+        }
         if session.in_flight.get() >= self.settings.in_flight_max {
             return Err(Error::new(Code::Overloaded, "too many requests await their reply"));
         }
@@ -67,32 +90,73 @@ impl WorkerState {
         session.in_flight.set(session.in_flight.get() + 1);
         let awaited = Awaited { counter: session.counter, request: id.map(str::to_owned) };
         let done = move |count| permit.reply(awaited, Fate::Subscribed { count });
-        if !is_new {
-            self.router.confirm_subscription(channel, Box::new(done));
-            return Ok(());
+        self.put_into(session, channel, By::Client, Box::new(done));
+        Ok(())
+    }
+
+    /// Subscribes a session, unless it has as many channels as it may; `done` is called otherwise, when messages that are
+    /// published anywhere reach it.
+    pub(super) fn put_into(&self, session: &Rc<Session>, channel: &ChannelName, by: By, done: Subscribed) -> Put {
+        let Some(identity) = session.identity() else { return Put::NoRoom };
+        match self.room_for(session, channel) {
+            Put::New => {}
+            Put::AlreadyIn => {
+                self.router.confirm_subscription(channel, done);
+                return Put::AlreadyIn;
+            }
+            Put::NoRoom => return Put::NoRoom,
         }
         // First here, then at the hub: a command for the channel finds its subscribers.
         let place = self.subscriptions.borrow_mut().add(channel, session);
-        session.channels.borrow_mut().get_or_insert_default().insert(channel.clone(), place);
-        self.router.open_subscription(channel, self.index(), Box::new(done));
-        Ok(())
+        session.channels.borrow_mut().get_or_insert_default().insert(channel.clone(), Own { place, by });
+        self.router.open_subscription(channel, self.index(), &identity.user, done);
+        Put::New
+    }
+
+    fn room_for(&self, session: &Session, channel: &ChannelName) -> Put {
+        let channels = session.channels.borrow();
+        let Some(channels) = channels.as_ref() else { return Put::New };
+        match channels.contains_key(channel) {
+            true => Put::AlreadyIn,
+            false if channels.len() >= self.settings.channels_max => Put::NoRoom,
+            false => Put::New,
+        }
+    }
+
+    /// An order of the hub.
+    pub(super) fn put_by_server(&self, session: &Rc<Session>, channel: &ChannelName, tally: Tally) {
+        // Before any message for the channel can come.
+        if self.room_for(session, channel) == Put::New {
+            session.send(&session.codec.subscribed(channel), None, self.now());
+        }
+        self.put_into(session, channel, By::Server, Box::new(move |_| tally.count()));
+    }
+
+    /// The inverse of [`WorkerState::put_by_server`].
+    pub(super) fn take_out_by_server(&self, session: &Session, channel: &ChannelName, tally: Tally) {
+        if session.subscribes_to(channel) {
+            self.unsubscribe(session, channel);
+            session.send(&session.codec.unsubscribed(channel, "removed"), None, self.now());
+            tally.count();
+        }
     }
 
     /// Has no effect on a channel that the session does not subscribe to.
     pub(super) fn unsubscribe(&self, session: &Session, channel: &ChannelName) {
-        let place = session.channels.borrow_mut().as_mut().and_then(|channels| channels.remove(channel));
-        if let Some(place) = place {
-            self.subscriptions.borrow_mut().remove(channel, place);
-            self.router.close_subscription(channel, self.index());
+        let own = session.channels.borrow_mut().as_mut().and_then(|channels| channels.remove(channel));
+        if let (Some(own), Some(identity)) = (own, session.identity()) {
+            self.subscriptions.borrow_mut().remove(channel, own.place);
+            self.router.close_subscription(channel, self.index(), &identity.user);
         }
     }
 
     /// The session has ended.
     pub(super) fn unsubscribe_from_all(&self, session: &Session) {
         let channels = session.channels.borrow_mut().take();
-        for (channel, place) in channels.into_iter().flat_map(|channels| *channels) {
-            self.subscriptions.borrow_mut().remove(&channel, place);
-            self.router.close_subscription(&channel, self.index());
+        let Some(identity) = session.identity() else { return };
+        for (channel, own) in channels.into_iter().flat_map(|channels| *channels) {
+            self.subscriptions.borrow_mut().remove(&channel, own.place);
+            self.router.close_subscription(&channel, self.index(), &identity.user);
         }
     }
 
@@ -101,7 +165,10 @@ impl WorkerState {
         let Some(identity) = session.identity() else { return };
         let forbidden: Vec<ChannelName> = match session.channels.borrow().as_ref() {
             Some(channels) => {
-                (channels.keys()).filter(|channel| !identity.caps.may_subscribe(channel)).cloned().collect()
+                let forbidden = channels.iter().filter(|(channel, own)| {
+                    own.by != By::Server && !identity.may_subscribe(channel)
+                });
+                forbidden.map(|(channel, _)| channel.clone()).collect()
             }
             None => return,
         };

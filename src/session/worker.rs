@@ -22,7 +22,7 @@ use crate::session::limiter::Pace;
 use crate::session::replies::{self, LateReply, Replies};
 use crate::session::socket::Socket;
 use crate::session::state::{Opening, Phase, Session};
-use crate::session::subscriptions::Subscriptions;
+use crate::session::subscriptions::{By, Subscriptions};
 use crate::session::sweep;
 use crate::session::task::{on_bytes, SessionTask};
 use crate::session::{Admission, SessionSettings};
@@ -191,6 +191,10 @@ impl WorkerState {
     pub(super) fn admit(&self, session: &Rc<Session>, identity: Identity) {
         let local = Local { counter: session.counter, since_ms: unix_ms() };
         let id = SessionId { node: self.router.node().clone(), counter: session.counter };
+        let mut channels = identity.channels.to_vec();
+        channels.sort();
+        channels.dedup();
+        channels.truncate(self.settings.channels_max);
         let welcome = Welcome {
             session: &id,
             user: &identity.user,
@@ -198,6 +202,7 @@ impl WorkerState {
             version: env!("CARGO_PKG_VERSION"),
             ping_interval: self.settings.ping_interval,
             limits: self.limits,
+            channels: &channels,
         };
         // First registered, then welcome: a client that has its welcome can be reached. No message overtakes the
         // welcome, since messages come through this worker's queue.
@@ -205,6 +210,9 @@ impl WorkerState {
         session.send(&session.codec.welcome(&welcome), None, self.now());
         session.identify(identity);
         self.unauthenticated.set(self.unauthenticated.get() - 1);
+        for channel in &channels {
+            self.put_into(session, channel, By::Token, Box::new(|_| ()));
+        }
         if session.phase.get() == Phase::Unauthenticated {
             session.phase.set(Phase::Open);
         }

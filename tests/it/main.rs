@@ -17,6 +17,8 @@ mod record;
 mod sabotage;
 
 mod broker_away;
+mod channel_members;
+mod channel_messages;
 mod channels;
 mod churn;
 mod credentials;

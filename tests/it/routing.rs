@@ -279,11 +279,3 @@ async fn a_time_to_live_ends_a_message_that_cannot_be_delivered() {
     assert_eq!(reply["outcome"], "stored", "{reply}");
     cluster.broker.freeze(cluster.nodes[1].id(), false);
 }
-
-#[tokio::test]
-async fn channels_are_refused_while_this_version_has_none() {
-    let cluster = Cluster::start(1, &[]).await;
-    let mut bob = User::connect(cluster.ws(0), "bob").await;
-    let reply = bob.publish("channel.news", 1).await;
-    assert_eq!(reply["error"]["code"], "bad_request", "{reply}");
-}

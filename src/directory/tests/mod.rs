@@ -56,7 +56,7 @@ fn holders(state: &State, number: u64) -> Vec<NodeId> {
 
 fn delta(name: &str, incarnation: u128, seq: u64, joined: &[u64], left: &[u64]) -> Gossip {
     let (joined, left) = (keys(joined), keys(left));
-    Gossip::Delta(Delta { node: node(name), incarnation: inc(incarnation), seq, joined, left })
+    Gossip::Delta(Delta { node: node(name), incarnation: inc(incarnation), seq, joined, left, ask: false })
 }
 
 fn heartbeat(name: &str, incarnation: u128, seq: u64, numbers: &[u64]) -> Gossip {

@@ -77,6 +77,12 @@ pub fn reply(id: Option<&str>, reply: &Reply) -> Vec<u8> {
             json(count, &mut out);
             out.push(b'}');
         }
+        Reply::Presence(presence) => {
+            let mut body = Vec::with_capacity(128);
+            json(presence, &mut body);
+            out.extend_from_slice(br#","outcome":"ok","#);
+            out.extend_from_slice(&body[1..]);
+        }
         Reply::Error(error) => {
             out.extend_from_slice(b",\"error\":");
             json(error, &mut out);
@@ -109,6 +115,17 @@ pub fn disconnect(close: CloseCode, after_ms: u32) -> Vec<u8> {
 /// Messages may have been missed: the application should reload its state. `reason` must need no escapes.
 pub fn gap(reason: &'static str) -> Vec<u8> {
     format!(r#"{{"type":"gap","reason":"{reason}"}}"#).into_bytes()
+}
+
+/// The gateway put the session into a channel.
+pub fn subscribed(channel: &ChannelName) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Subscribed<'a> {
+        channel: &'a ChannelName,
+    }
+    let mut out = Vec::with_capacity(96);
+    json(&Typed { kind: "subscribed", body: &Subscribed { channel } }, &mut out);
+    out
 }
 
 /// The gateway took the session out of a channel.

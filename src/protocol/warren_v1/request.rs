@@ -8,9 +8,9 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::error::Error;
-use crate::ids::ChannelName;
+use crate::ids::{ChannelName, UserId};
 use crate::protocol::publish::{text, value, FieldError, PublishFields};
-use crate::protocol::request::{Refusal, Request, RequestBody, ACK_IDS_MAX};
+use crate::protocol::request::{PresenceOf, Refusal, Request, RequestBody, ACK_IDS_MAX};
 
 /// Longest request id that a client may choose, in bytes of JSON.
 pub const REQUEST_ID_BYTES_MAX: usize = 140;
@@ -35,11 +35,15 @@ struct Frame<'a> {
     #[serde(borrow, default)]
     message_id: Option<&'a RawValue>,
     #[serde(borrow, default)]
+    echo: Option<&'a RawValue>,
+    #[serde(borrow, default)]
     ids: Option<&'a RawValue>,
     #[serde(borrow, default)]
     token: Option<&'a RawValue>,
     #[serde(borrow, default)]
     channel: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    user: Option<&'a RawValue>,
     #[serde(borrow, default)]
     presence: Option<&'a RawValue>,
 }
@@ -78,8 +82,8 @@ fn read_body(frame: Frame<'_>) -> Result<RequestBody<'_>, Error> {
     let kind = required("type", frame.kind).map_err(|error| Error::bad_request(error.to_string()))?;
     let body = match &*kind {
         "publish" => {
-            let Frame { to, payload, event, ttl, delivery, message_id, .. } = frame;
-            let fields = PublishFields { to, payload, event, ttl, delivery, message_id };
+            let Frame { to, payload, event, ttl, delivery, message_id, echo, .. } = frame;
+            let fields = PublishFields { to, payload, event, ttl, delivery, message_id, echo };
             fields.read().map(RequestBody::Publish)
         }
         "ack" => (frame.ids.ok_or(FieldError::missing("ids")))
@@ -89,6 +93,7 @@ fn read_body(frame: Frame<'_>) -> Result<RequestBody<'_>, Error> {
         "refresh" => required("token", frame.token).map(RequestBody::Refresh),
         "subscribe" => subscription(&frame).map(RequestBody::Subscribe),
         "unsubscribe" => channel(&frame).map(RequestBody::Unsubscribe),
+        "presence" => presence_of(&frame).map(RequestBody::Presence),
         "ping" => Ok(RequestBody::Ping),
         _ => return Err(Error::bad_request("type: not known to this version")),
     };
@@ -109,6 +114,19 @@ fn subscription(frame: &Frame<'_>) -> Result<ChannelName, FieldError> {
     match presence {
         Some(true) => Err(FieldError::new("presence", "not part of this version".into())),
         _ => channel(frame),
+    }
+}
+
+fn presence_of(frame: &Frame<'_>) -> Result<PresenceOf, FieldError> {
+    match (frame.user, frame.channel) {
+        (Some(user), None) => {
+            let user = text("user", user)?;
+            let user = UserId::new(&user).map_err(|error| FieldError::new("user", error.to_string()))?;
+            Ok(PresenceOf::User(user))
+        }
+        (None, Some(_)) => channel(frame).map(PresenceOf::Channel),
+        (Some(_), Some(_)) => Err(FieldError::new("channel", "name it or a user, not both".into())),
+        (None, None) => Err(FieldError::missing("user")),
     }
 }
 
@@ -181,6 +199,9 @@ mod tests {
             (r#"{"type":"subscribe","channel":""}"#, "subscribe: channel: "),
             (r#"{"type":"subscribe","channel":"x","presence":1}"#, "subscribe: presence: "),
             (r#"{"type":"unsubscribe","channel":{}}"#, "unsubscribe: channel: "),
+            (r#"{"type":"presence"}"#, "presence: user: is missing"),
+            (r#"{"type":"presence","user":""}"#, "presence: user: "),
+            (r#"{"type":"presence","user":"a","channel":"b"}"#, "presence: channel: name it or"),
             (r#"{"type":"ack","ids":7}"#, "ack: ids: "),
             (r#"{"type":"ack","ids":[7]}"#, "ack: ids: "),
         ] {
