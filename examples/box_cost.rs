@@ -95,7 +95,7 @@ async fn main() -> Result<(), AnyError> {
     let count: usize = rest.first().map_or(Ok(200_000), |text| text.parse())?;
     let at_a_time: usize = rest.get(1).map_or(Ok(1_000), |text| text.parse())?;
     let (bus, _inboxes) =
-        RabbitBus::start(RabbitSettings::new(vec![AmqpUrl::parse(&amqp)?]), NodeId::new("cost")?);
+        RabbitBus::start(RabbitSettings::new(vec![AmqpUrl::parse(amqp)?]), NodeId::new("cost")?);
     let bus: Arc<dyn Bus> = bus;
     bus.link().wait_for(|link| link.ready()).await?;
     let boxes = bus.boxes().boxes;

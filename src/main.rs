@@ -133,7 +133,9 @@ fn start_log(config: &Config, log: Output) {
         let thread = thread.name().unwrap_or_default();
         // Its text may hold what came from outside, and is for the person who looks for the cause.
         tracing::error!(thread, location, "panic");
-        tracing::debug!(text = panic.payload_as_str().unwrap_or_default(), "panic");
+        let text = panic.payload();
+        let text = text.downcast_ref::<&str>().copied().or(text.downcast_ref::<String>().map(String::as_str));
+        tracing::debug!(text, "panic");
     }));
 }
 

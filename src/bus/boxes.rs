@@ -91,6 +91,7 @@ pub struct Abandoned {
 
 /// What a reader is told.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "nearly every event is a mail")]
 pub enum BoxEvent {
     Mail(BoxMail),
     /// The marker of a round came back: all mail that lay in the box when the round began has been handed over.

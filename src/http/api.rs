@@ -37,7 +37,17 @@ pub(super) fn routes(state: Arc<AppState>) -> impl Filter<Extract = (Response,),
     let delete = place.and(warp::delete()).then(channels::delete);
     let channels = channel.or(put).unify().or(delete).unify();
     let session = v1.and(warp::path!("sessions" / String)).and(warp::delete()).then(delete_session);
-    messages.or(nodes).unify().or(user).unify().or(user_sessions).unify().or(session).unify().or(channels).unify()
+    messages
+        .or(nodes)
+        .unify()
+        .or(user)
+        .unify()
+        .or(user_sessions)
+        .unify()
+        .or(session)
+        .unify()
+        .or(channels)
+        .unify()
 }
 
 pub(super) type Asked = (Arc<AppState>, Result<Caller, Error>);

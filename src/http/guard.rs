@@ -115,6 +115,7 @@ fn methods(path: &str) -> Option<&'static str> {
 }
 
 /// Bodies are taken as they are (RFC 9110 section 15.5.16: the response names what would be accepted).
+#[allow(clippy::result_large_err, reason = "the response is sent at once")]
 pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Response> {
     let lines = headers.get_all(header::CONTENT_ENCODING).iter();
     let is_identity =

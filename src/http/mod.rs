@@ -11,8 +11,8 @@
 //! - `response.rs`: how responses and errors are written.
 
 mod api;
-mod channels;
 pub mod body;
+mod channels;
 mod client;
 mod client_library;
 mod connection;

@@ -129,7 +129,10 @@ mod tests {
         assert_eq!((channels.users(&channel, 2).0.len(), channels.users(&channel, 1)), (2, (vec![], 2)));
         assert_eq!(channels.remove(&channel, 0, &a), change(false, false));
         assert_eq!(channels.remove(&channel, 0, &a), change(false, true));
-        assert_eq!((&channels.workers(&channel)[..], channels.users(&channel, 2)), (&[1][..], (vec![b.clone()], 1)));
+        assert_eq!(
+            (&channels.workers(&channel)[..], channels.users(&channel, 2)),
+            (&[1][..], (vec![b.clone()], 1))
+        );
         assert_eq!(channels.remove(&channel, 0, &a), change(false, false), "none left there");
         assert_eq!(channels.remove(&channel, 1, &b), change(true, true));
         assert_eq!(channels.remove(&channel, 1, &b), change(false, false));

@@ -22,8 +22,8 @@ use crate::ids::{ChannelName, UserId, UserKey};
 use crate::protocol::close::CloseCode;
 use crate::protocol::message::Rendered;
 
-use channels::Channels;
 pub use channels::Change;
+use channels::Channels;
 pub use tally::{Tally, TallyView};
 
 /// Commands waiting for one worker.
@@ -343,7 +343,7 @@ mod tests {
         assert!(!hub.unregister(&user, 9), "not a session of the user");
         assert!(!hub.unregister(&user, 1));
         assert!(!hub.unregister(&user, 1), "gone already");
-        assert_eq!(hub.users_of_key(UserKey::of(&user))[..], [user.clone()]);
+        assert_eq!(hub.users_of_key(UserKey::of(&user))[..], *std::slice::from_ref(&user));
         assert!(hub.unregister(&user, 2));
         assert!(hub.users_of_key(UserKey::of(&user)).is_empty());
         assert_eq!((hub.sessions(), hub.users(), hub.holds(&user)), (0, 0, false));

@@ -246,6 +246,7 @@ mod tests {
             metrics: Arc::new(Metrics::new()),
             own_prefix: "warren".into(),
             again: mpsc::channel(1).0,
+            window: Arc::default(),
         };
         let reply = |address: &str| {
             let properties = Properties { reply_to: Some(address.to_owned()), ..Properties::default() };

@@ -231,8 +231,7 @@ mod tests {
 
     #[test]
     fn null_means_absent_in_every_optional_field() {
-        let nulls =
-            r#"{"to":"user.1","payload":null,"event":null,"ttl":null,"delivery":null,"message_id":null,"echo":null}"#;
+        let nulls = r#"{"to":"user.1","payload":null,"event":null,"ttl":null,"delivery":null,"message_id":null,"echo":null}"#;
         let message = parse(nulls).unwrap();
         assert_eq!(&message.payload.bytes[..], b"null");
         assert_eq!((message.event, message.expires), (None, None));

@@ -62,8 +62,10 @@ impl Cell {
 #[must_use]
 pub struct Stepped(Option<Arc<Cell>>);
 
+type Shard = Mutex<HashMap<Target, Arc<Cell>>>;
+
 pub struct PathTable {
-    by_target: Box<[Mutex<HashMap<Target, Arc<Cell>>>]>,
+    by_target: Box<[Shard]>,
     hasher: RandomState,
     slots: RwLock<Slab<Arc<Cell>>>,
     timers: Mutex<BTreeMap<(Instant, usize), ()>>,
@@ -179,6 +181,10 @@ impl PathTable {
     }
 
     /// `Err` gives the event back: the path has been forgotten meanwhile.
+    #[allow(
+        clippy::result_large_err,
+        reason = "a forgotten path is rare; its event is moved to the next one"
+    )]
     pub fn step_cell(
         &self,
         cell: &Arc<Cell>,
@@ -193,6 +199,7 @@ impl PathTable {
     }
 
     /// Whether the caller is to execute the path's effects.
+    #[allow(clippy::result_large_err, reason = "as in `step_cell`")]
     fn step_and_claim(
         &self,
         cell: &Arc<Cell>,

@@ -12,10 +12,10 @@ use crate::protocol::publish::PublishRequest;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Refusal, Request, RequestBody};
 use crate::session::limiter::REFUSALS;
+use crate::session::presence;
 use crate::session::replies::{Awaited, Fate};
 use crate::session::state::{Phase, Session};
 use crate::session::subscriptions::{By, Put};
-use crate::session::presence;
 use crate::session::worker::WorkerState;
 
 /// Acknowledgements of ids that the client does not owe, for one token.

@@ -33,22 +33,22 @@ fn message(id: &str, bytes: usize) -> Arc<Rendered> {
 struct OnItsWay {
     view: TallyView,
     /// A session has taken it, or the last one has not.
-    first: mpsc::UnboundedReceiver<()>,
+    first: mpsc::Receiver<()>,
     all: oneshot::Receiver<u32>,
 }
 
 impl OnItsWay {
     async fn to(hub: &Hub, user: &str, message: &Arc<Rendered>) -> Self {
         let user = UserId::new(user).unwrap();
-        let (tell_first, first) = mpsc::unbounded_channel();
+        let (tell_first, first) = mpsc::channel(8);
         let (tell_all, all) = oneshot::channel();
         let tell = tell_first.clone();
         let (tally, view) = Tally::new(
             Some(Box::new(move || {
-                let _ = tell.send(());
+                let _ = tell.try_send(());
             })),
             move |taken| {
-                let _ = tell_first.send(());
+                let _ = tell_first.try_send(());
                 let _ = tell_all.send(taken);
             },
         );

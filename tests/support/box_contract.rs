@@ -134,7 +134,7 @@ pub async fn mail_waits_in_order(attach: Attach<'_>) {
     assert_eq!(numbers(&more), (150..160).collect::<Vec<_>>());
     // Every third is acknowledged; the rest goes back to its place.
     for mail in mails {
-        if number(&mail) % 3 == 0 {
+        if number(&mail).is_multiple_of(3) {
             mail.ack.ack();
         }
     }

@@ -52,6 +52,7 @@ impl World for Node {
     }
 }
 
+#[allow(clippy::large_enum_variant, reason = "most are messages")]
 enum OnLane {
     Message(Envelope),
     Notice(Life),

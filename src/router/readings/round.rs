@@ -62,6 +62,7 @@ impl Round {
     }
 
     /// Takes in a mail, oldest first. `Err` gives back what cannot be read.
+    #[allow(clippy::result_large_err, reason = "unreadable mail is rare, and is moved on once")]
     pub(super) fn add(&mut self, mail: BoxMail, now: Instant) -> Result<(), (BoxMail, EnvelopeError)> {
         let message = match envelope::message(&mail.properties, mail.body.clone(), now) {
             Ok(message) => message,

@@ -123,17 +123,18 @@ fn a_deposit_is_announced_when_the_broker_has_confirmed_it() {
         let counted = calls.clone();
         a.admit(mail(1, 7, 10), now).unwrap();
         let announced =
-            move |confirmed| drop(counted.fetch_add(if confirmed { 1 } else { 1_000 }, Ordering::Relaxed));
+            move |confirmed| _ = counted.fetch_add(if confirmed { 1 } else { 1_000 }, Ordering::Relaxed);
         assert!(a.stored(mail(1, 7, 10), Box::new(announced), now).is_ok());
         let (mut at, mut answers) = (now, answers.into_iter());
         while let Some(next) = a.next_poll(at).filter(|next| *next <= now + ANNOUNCE_DEADLINE * 2) {
             at = next.max(at + Duration::from_millis(1));
             for effect in a.poll(at, Vec::new) {
                 match effect {
-                    Effect::Publish { seq, .. } => match answers.next() {
-                        Some(confirmed) => carry_out(a.published(seq, confirmed, at)),
-                        None => {}
-                    },
+                    Effect::Publish { seq, .. } => {
+                        if let Some(confirmed) = answers.next() {
+                            carry_out(a.published(seq, confirmed, at));
+                        }
+                    }
                     tell => carry_out(Some(tell)),
                 }
             }

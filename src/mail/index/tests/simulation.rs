@@ -147,7 +147,7 @@ impl World {
                 *self.truth.entry(user).or_default() += 1;
                 self.stored += 1;
                 let announced = self.announced.clone();
-                let announced = Box::new(move |_| drop(announced.fetch_add(1, Ordering::Relaxed)));
+                let announced = Box::new(move |_| _ = announced.fetch_add(1, Ordering::Relaxed));
                 assert!(self.nodes[node].stored(mail, announced, self.now).is_ok());
             }
             Act::Read { node, user, takes } => {
