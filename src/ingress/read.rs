@@ -7,8 +7,8 @@ use super::amqp10::{self, Body, BodyError};
 use crate::bus::{Delivery, Properties, EVENT_HEADER};
 use crate::clock::Now;
 use crate::ids::MessageId;
-use crate::protocol::publish::{check_depth, check_event, TTL_MS_MAX};
 use crate::protocol::message::{Form, Guarantee, Message, Payload, Sender};
+use crate::protocol::publish::{check_depth, check_event, TTL_MS_MAX};
 use crate::protocol::target::Target;
 
 /// Longest name of a service, in bytes.
@@ -172,7 +172,11 @@ mod tests {
             };
             properties.headers.extend(header.map(|event| (EVENT_HEADER.to_owned(), event.to_owned())));
             let message = ingress(&delivery(properties, body), 100, Now::read()).unwrap();
-            assert_eq!((&message.payload.bytes[..], message.payload.form), (expected, form), "{kind} {body:?}");
+            assert_eq!(
+                (&message.payload.bytes[..], message.payload.form),
+                (expected, form),
+                "{kind} {body:?}"
+            );
             assert_eq!(message.event.as_deref(), event);
         }
         // An array of 4,000,000,000 nulls.

@@ -132,8 +132,13 @@ impl Desk {
             ..Properties::default()
         };
         let body = body.to_vec().into();
-        let publish =
-            Publish { to: Destination::Queue(to.into_owned()), properties, body, order_key: 0, lane: Lane::Reply };
+        let publish = Publish {
+            to: Destination::Queue(to.into_owned()),
+            properties,
+            body,
+            order_key: 0,
+            lane: Lane::Reply,
+        };
         (!own).then_some(publish)
     }
 
@@ -201,7 +206,9 @@ mod tests {
             let properties = Properties { reply_to: Some(address.to_owned()), ..Properties::default() };
             desk.reply(&properties, b"{}").map(|publish| publish.to)
         };
-        for address in ["warren.dead", "/queues/warren.dead", "/queues/warren%2Edead", "/queues/%77arren.dead"] {
+        for address in
+            ["warren.dead", "/queues/warren.dead", "/queues/warren%2Edead", "/queues/%77arren.dead"]
+        {
             assert_eq!(reply(address), None, "{address}");
         }
         assert_eq!(reply("/queues/warrens"), Some(Destination::Queue("warrens".into())));

@@ -31,7 +31,8 @@ async fn run(script: &std::path::Path, port: u16) -> String {
 
 /// Runs the program of the document whose first line names it.
 async fn example(name: &str, port: u16) -> String {
-    let (_, program) = DOCUMENT.split_once(&format!("```python\n# {name}\n")).expect("a program in the document");
+    let (_, program) =
+        DOCUMENT.split_once(&format!("```python\n# {name}\n")).expect("a program in the document");
     let (program, _) = program.split_once("\n```").unwrap();
     let file = std::env::temp_dir().join(format!("warren-{}-{name}", std::process::id()));
     std::fs::write(&file, program).unwrap();
@@ -78,7 +79,10 @@ impl Stage {
 async fn mqtt() {
     let mut stage = Stage::set().await;
     for key in ["user.#", "session.#", "channel.#", "broadcast"] {
-        stage.management.post("bindings/%2f/e/amq.topic/e/warren.ingress", json!({ "routing_key": key })).await;
+        stage
+            .management
+            .post("bindings/%2f/e/amq.topic/e/warren.ingress", json!({ "routing_key": key }))
+            .await;
     }
     example("mqtt_backend.py", stage.broker.mqtt_port()).await;
     stage.shows(json!({ "payload": { "order": 7 }, "from": { "service": "backend" } })).await;
@@ -101,7 +105,11 @@ async fn stomp() {
         assert_eq!((&settled["id"], &settled["outcome"]), (&json!("order-7-paid"), &json!("delivered")));
     }
     let from = json!({ "service": "billing" });
-    stage.shows(json!({ "id": "order-7-paid", "event": "order.paid", "payload": { "order": 7 }, "from": from })).await;
+    stage
+        .shows(
+            json!({ "id": "order-7-paid", "event": "order.paid", "payload": { "order": 7 }, "from": from }),
+        )
+        .await;
 }
 
 /// Before version 4 RabbitMQ does not speak it without a plugin that the document advises against.
@@ -123,7 +131,11 @@ async fn amqp_1_0() {
         assert_eq!((&settled["id"], &settled["outcome"]), (&json!("order-7-paid"), &json!("delivered")));
     }
     let from = json!({ "service": "billing" });
-    stage.shows(json!({ "id": "order-7-paid", "event": "order.paid", "payload": { "order": 7 }, "from": from })).await;
+    stage
+        .shows(
+            json!({ "id": "order-7-paid", "event": "order.paid", "payload": { "order": 7 }, "from": from }),
+        )
+        .await;
     let printed = run(BODIES.as_ref(), stage.broker.port()).await;
     for (payload, encoding) in [
         (json!("hello"), Value::Null),

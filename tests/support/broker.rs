@@ -215,7 +215,9 @@ impl PrivateBroker {
     fn command(&self) -> Command {
         let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/broker.sh"));
         command.arg(&self.dir).args(self.ports.map(|port| port.to_string())).stdin(Stdio::null());
-        for (name, port) in ["BROKER_MQTT_PORT", "BROKER_STOMP_PORT"].iter().zip(self.doors.into_iter().flatten()) {
+        for (name, port) in
+            ["BROKER_MQTT_PORT", "BROKER_STOMP_PORT"].iter().zip(self.doors.into_iter().flatten())
+        {
             command.env(name, port.to_string());
         }
         command

@@ -64,7 +64,9 @@ pub fn outgoing(
         Destination::Dead => (topology.dead(), String::new(), true),
         Destination::Queue(name) if !is_sound(name) => return Err(Unfit),
         // Answers go where strangers want them; the node's own probes go to its own queues.
-        Destination::Queue(name) if publish.lane == Lane::Reply && topology.is_reserved(name) => return Err(Unfit),
+        Destination::Queue(name) if publish.lane == Lane::Reply && topology.is_reserved(name) => {
+            return Err(Unfit)
+        }
         // The broker hands it over and yet calls it unroutable.
         Destination::Queue(name) => (String::new(), name.clone(), !name.starts_with(DIRECT_REPLY)),
         Destination::Box(number) => (String::new(), topology.box_name(*number), true),
@@ -314,7 +316,10 @@ mod tests {
         assert_eq!(read("x-message-id", AMQPValue::LongInt(1)).message_id, None);
         assert_eq!(read(EVENT_HEADER, AMQPValue::LongString("e".into())).header(EVENT_HEADER), Some("e"));
         let long = read("x-message-id", AMQPValue::LongString("x".repeat(256).into()));
-        assert_eq!((long.message_id, long.unreadable.unwrap()), (None, "message_id: longer than 255 bytes".into()));
+        assert_eq!(
+            (long.message_id, long.unreadable.unwrap()),
+            (None, "message_id: longer than 255 bytes".into())
+        );
         let mut table = FieldTable::default();
         table.insert("x-message-id".into(), AMQPValue::LongString("header".into()));
         let both = BasicProperties::default().with_headers(table).with_message_id("property".into());

@@ -69,10 +69,10 @@ fn sections_become_one_body() {
 #[test]
 fn what_json_lacks_is_told_apart_from_nonsense() {
     for encoded in [
-        &b"\x72\x7f\x80\0\0"[..],              // infinity
-        b"\x74\0\0\0\0",                       // decimal32
-        b"\0\x53\x05\x41",                     // a described value
-        b"\xc1\x04\x02\x54\x01\x41",           // a number as key
+        &b"\x72\x7f\x80\0\0"[..],                  // infinity
+        b"\x74\0\0\0\0",                           // decimal32
+        b"\0\x53\x05\x41",                         // a described value
+        b"\xc1\x04\x02\x54\x01\x41",               // a number as key
         b"\xc1\x09\x04\xa1\x01a\x41\xa1\x01a\x41", // one key twice
     ] {
         assert_eq!(value(encoded), Err(BodyError::NoJson), "{encoded:02x?}");
@@ -87,9 +87,9 @@ fn what_json_lacks_is_told_apart_from_nonsense() {
         b"\0Sv\x41",
         b"\0Ss\x45",
         b"\0Sw\x56\x02",
-        b"\0Sw\xc0\x02\x02\x41",         // fewer elements than it says
-        b"\0Sw\xc0\x03\x01\x41\x41",     // more
-        b"\0Sw\xc1\x02\x01\x41",         // a key without a value
+        b"\0Sw\xc0\x02\x02\x41",     // fewer elements than it says
+        b"\0Sw\xc0\x03\x01\x41\x41", // more
+        b"\0Sw\xc1\x02\x01\x41",     // a key without a value
         b"\0Sw\xd0\xff\xff\xff\xff\0\0\0\x01\x41",
         b"{\"a\":1}",
     ] {
@@ -99,10 +99,12 @@ fn what_json_lacks_is_told_apart_from_nonsense() {
 
 #[test]
 fn depth_and_length_are_bounded() {
-    let nested = |levels: usize| (0..levels).fold(b"\x40".to_vec(), |inner, _| {
-        let count = 1u32.to_be_bytes();
-        [&b"\xd0"[..], &(inner.len() as u32 + 4).to_be_bytes(), &count, &inner].concat()
-    });
+    let nested = |levels: usize| {
+        (0..levels).fold(b"\x40".to_vec(), |inner, _| {
+            let count = 1u32.to_be_bytes();
+            [&b"\xd0"[..], &(inner.len() as u32 + 4).to_be_bytes(), &count, &inner].concat()
+        })
+    };
     assert!(value(&nested(PAYLOAD_DEPTH_MAX)).is_ok());
     assert_eq!(value(&nested(PAYLOAD_DEPTH_MAX + 1)), Err(BodyError::Deep));
     assert_eq!(value(&nested(100_000)), Err(BodyError::Deep));
