@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use smallvec::smallvec;
 
+use super::amqp10;
 use crate::bus::{Delivery, Destination, Lane, Properties, Publish};
 use crate::ids;
 
@@ -17,17 +18,19 @@ const HEADER_BYTES_MAX: usize = 1024;
 /// The dead letter of a delivery. It keeps what its backend needs to recognise it and to be answered later.
 pub(super) fn publish(delivery: &Delivery, reason: &str) -> Publish {
     let from = &delivery.properties;
+    let is_whole = delivery.body.len() <= BODY_BYTES_MAX;
     let mut headers = smallvec![
         ("warren-reason".to_owned(), shortened(reason, REASON_BYTES_MAX).to_owned()),
         ("warren-routing-key".to_owned(), ids::encode(shortened(&delivery.routing_key, HEADER_BYTES_MAX))),
     ];
-    if delivery.body.len() > BODY_BYTES_MAX {
+    if !is_whole {
         headers.push(("warren-body-bytes".to_owned(), delivery.body.len().to_string()));
     }
     let properties = Properties {
         headers,
         message_id: from.message_id.clone(),
-        kind: from.kind.clone(),
+        // The broker decodes such a body for a reader that speaks AMQP 1.0, and fails over half of one.
+        kind: from.kind.clone().filter(|kind| is_whole || kind != amqp10::ENCODED),
         content_type: from.content_type.clone(),
         correlation_id: from.correlation_id.clone(),
         reply_to: from.reply_to.clone(),

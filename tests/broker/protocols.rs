@@ -7,6 +7,7 @@ use serde_json::{json, Value};
 use warren::node::Node;
 
 use crate::broker::{Management, PrivateBroker};
+use crate::eventually::eventually;
 use crate::nodes::{config, PATIENCE};
 use crate::user::User;
 
@@ -56,6 +57,11 @@ impl Stage {
         tokio::time::timeout(PATIENCE, node.ready()).await.expect("a node that serves");
         let user = User::connect(node.public(), "42").await;
         let management = broker.management();
+        // It is there some time after the port of AMQP.
+        eventually("the management API answers", PATIENCE, || async {
+            management.get("overview").await["rabbitmq_version"].is_string()
+        })
+        .await;
         Self { broker, management, _node: node, user }
     }
 

@@ -22,8 +22,10 @@ fn kinds() -> Vec<(&'static str, u16, Vec<u8>)> {
         // A UUID as 16 bytes, as many libraries write it.
         ("message_id", MESSAGE_ID, short_string(&[0x9b; 16])),
         ("headers", HEADERS, table(b"\x02\xff\xfet\x01")),
-        ("headers", HEADERS | MESSAGE_ID, [nested_tables(10_000), short_string(b"kept")].concat()),
-        ("headers", HEADERS, nested_tables(21_000)),
+        // Far more levels than the library's stack holds. RabbitMQ 4 needs time that grows with their square: 8 s for the
+        // 21,000 that fit into a frame.
+        ("headers", HEADERS | MESSAGE_ID, [nested_tables(3_000), short_string(b"kept")].concat()),
+        ("headers", HEADERS, nested_tables(6_000)),
     ]
 }
 

@@ -229,7 +229,9 @@ impl PrivateBroker {
         let mut command = self.command();
         command.stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
         self.process = Some(command.spawn().expect(MISSING));
-        for port in [self.port()].into_iter().chain(self.doors.into_iter().flatten()) {
+        let management = self.doors.map(|_| self.management_port());
+        let others = self.doors.into_iter().flatten().chain(management);
+        for port in std::iter::once(self.port()).chain(others) {
             eventually("the private broker takes connections", Duration::from_secs(90), || async move {
                 tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()
             })
