@@ -16,6 +16,7 @@ mod raw_amqp;
 mod relay;
 
 mod boxes;
+mod channels;
 mod contract;
 mod healing;
 mod lapin_defects;
