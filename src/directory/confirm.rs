@@ -140,8 +140,7 @@ impl Confirms {
     /// The waits whose time is over, and those for which nobody is left to answer.
     pub fn expire(&mut self, now: Duration) -> Vec<WaitId> {
         let is_over = |wait: &Wait| wait.deadline <= now || wait.seq.is_some() && wait.missing.is_empty();
-        let done: Vec<_> =
-            self.waits.iter().filter(|(_, wait)| is_over(wait)).map(|(id, _)| *id).collect();
+        let done: Vec<_> = self.waits.iter().filter(|(_, wait)| is_over(wait)).map(|(id, _)| *id).collect();
         for id in &done {
             let key = self.waits.get(id).map(|wait| wait.key);
             if let Some(ids) = key.and_then(|key| self.unpublished.get_mut(&key)) {

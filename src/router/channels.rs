@@ -16,10 +16,10 @@ use std::time::Instant;
 use serde::Serialize;
 use tokio::sync::Notify;
 
+use super::ask::{Found, USERS_LISTED_MAX};
 use super::strategy::{spread, Spread};
 use super::{failed, order_key, overloaded, unavailable, Router, Settle};
 use crate::bus::{Destination, Outcome};
-use super::ask::{Found, USERS_LISTED_MAX};
 use crate::delivery::envelope::{Envelope, Scope};
 use crate::delivery::peer_words::Ask;
 use crate::delivery::seen::SeenKey;

@@ -96,7 +96,13 @@ impl WorkerState {
 
     /// Subscribes a session, unless it has as many channels as it may; `done` is called otherwise, when messages that are
     /// published anywhere reach it.
-    pub(super) fn put_into(&self, session: &Rc<Session>, channel: &ChannelName, by: By, done: Subscribed) -> Put {
+    pub(super) fn put_into(
+        &self,
+        session: &Rc<Session>,
+        channel: &ChannelName,
+        by: By,
+        done: Subscribed,
+    ) -> Put {
         let Some(identity) = session.identity() else { return Put::NoRoom };
         match self.room_for(session, channel) {
             Put::New => {}
@@ -165,9 +171,9 @@ impl WorkerState {
         let Some(identity) = session.identity() else { return };
         let forbidden: Vec<ChannelName> = match session.channels.borrow().as_ref() {
             Some(channels) => {
-                let forbidden = channels.iter().filter(|(channel, own)| {
-                    own.by != By::Server && !identity.may_subscribe(channel)
-                });
+                let forbidden = channels
+                    .iter()
+                    .filter(|(channel, own)| own.by != By::Server && !identity.may_subscribe(channel));
                 forbidden.map(|(channel, _)| channel.clone()).collect()
             }
             None => return,

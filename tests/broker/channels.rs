@@ -29,7 +29,8 @@ fn start(vhost: &Vhost, name: &str) -> Node {
         ("WARREN_WORKERS", "1".to_owned()),
         ("WARREN_AMQP_URL", vhost.url()),
     ];
-    let vars: BTreeMap<String, String> = vars.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    let vars: BTreeMap<String, String> =
+        vars.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     Node::start(Config::from_vars(vars).unwrap_or_else(|errors| panic!("{errors}"))).unwrap()
 }
 

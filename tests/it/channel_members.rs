@@ -109,7 +109,11 @@ async fn a_backend_puts_users_in_and_takes_them_out_on_any_node() {
         (Method::POST, path, 405),
         (Method::PUT, "/v1/channels/private.desk", 405),
     ] {
-        assert_eq!(user.request(method.clone(), path).send().await.unwrap().status(), expected, "{method} {path}");
+        assert_eq!(
+            user.request(method.clone(), path).send().await.unwrap().status(),
+            expected,
+            "{method} {path}"
+        );
     }
     assert_eq!(api.status("/v1/channels/%ff").await, 400);
     assert_eq!(api.request(Method::PUT, "/v1/users/a/channels/%00").send().await.unwrap().status(), 400);

@@ -68,11 +68,15 @@ async fn every_door_reaches_the_subscribers_on_every_node_in_order() {
             match payload {
                 "frame" => assert_eq!(message["from"], json!({"user": "bob", "session": bob.session()})),
                 "http" => assert_eq!(message["from"], json!({"service": "api"})),
-                _ => assert_eq!((&message["from"]["service"], &message["event"]), (&json!("shop"), &json!("sale"))),
+                _ => assert_eq!(
+                    (&message["from"]["service"], &message["event"]),
+                    (&json!("shop"), &json!("sale"))
+                ),
             }
         }
     }
-    eventually("the backend is told", PATIENCE, || async { !cluster.broker.queued("answers").is_empty() }).await;
+    eventually("the backend is told", PATIENCE, || async { !cluster.broker.queued("answers").is_empty() })
+        .await;
     let settled: Value = serde_json::from_slice(&cluster.broker.queued("answers")[0].body).unwrap();
     assert_eq!(settled["outcome"], "published");
     // Many in a row, without waiting: in order for everybody.
@@ -98,7 +102,8 @@ async fn a_publisher_may_want_no_echo_and_a_repeat_is_shown_once() {
     // The same user: only the publishing session is left out.
     let mut again = subscriber(&cluster, 0, "alice", "room").await;
     let mut bob = subscriber(&cluster, 1, "bob", "room").await;
-    let quiet = json!({"type": "publish", "to": "channel.room", "payload": 1, "echo": false, "message_id": "m-1"});
+    let quiet =
+        json!({"type": "publish", "to": "channel.room", "payload": 1, "echo": false, "message_id": "m-1"});
     for _ in 0..2 {
         assert_eq!(alice.ask(quiet.clone()).await["outcome"], "published");
     }
