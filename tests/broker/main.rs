@@ -25,6 +25,7 @@ mod relay;
 mod user;
 
 mod boxes;
+mod channels;
 mod contract;
 mod healing;
 mod lapin_defects;

@@ -3,8 +3,11 @@
 use serde_json::{json, Value};
 use warren::bus::memory::MemoryBus;
 use warren::bus::{publish_confirmed, Bus as _, Destination, Lane, Outcome, Properties, Publish, Via};
+use warren::clock::Now;
 use warren::directory::Key;
 use warren::ids::ChannelName;
+use warren::protocol::message::{Sender, Settlement};
+use warren::protocol::publish::PublishRequest;
 
 use crate::credentials::token;
 use crate::support::eventually::eventually;
@@ -194,4 +197,53 @@ async fn what_is_published_anywhere_after_the_reply_arrives() {
         while alice.message().await["payload"] != "last" {}
         assert_eq!(again.message().await["payload"], "last");
     }
+}
+
+/// More than the workers have room for: what the publisher is told is true, and what is shown is in order.
+#[tokio::test]
+async fn a_flood_is_shown_in_order_or_refused() {
+    const COUNT: usize = 12_000;
+    let cluster = Cluster::start(1, &[("OUTBOX_BYTES", "16777216")]).await;
+    is_sure(&cluster).await;
+    let mut alice = subscriber(&cluster, 0, "alice", "room").await;
+    let (tell, told) = std::sync::mpsc::channel();
+    for payload in 0..COUNT {
+        let body = json!({"to": "channel.room", "payload": payload}).to_string();
+        let request = PublishRequest::parse(&body).unwrap();
+        let message = request.into_message(Sender::Service { service: "test".into() }, Now::read()).unwrap();
+        let tell = tell.clone();
+        let settle = move |settlement| tell.send((payload, settlement)).unwrap();
+        cluster.nodes[0].router().accept(message, Box::new(settle));
+    }
+    let settled: Vec<(usize, Settlement)> = told.try_iter().collect();
+    assert_eq!(settled.len(), COUNT, "nothing has to be confirmed by the broker");
+    let published: Vec<Value> = (settled.iter())
+        .filter(|(_, settlement)| *settlement == Settlement::Published)
+        .map(|(payload, _)| Value::from(*payload))
+        .collect();
+    assert_eq!(alice.payloads(published.len()).await, published);
+    assert_eq!(alice.ask(json!({"type": "ping"})).await["outcome"], "ok");
+    assert!(alice.kept("message").is_empty());
+}
+
+/// A node that dies costs its own subscribers their messages, and others a second at most.
+#[tokio::test]
+async fn a_dead_node_takes_nothing_from_the_others() {
+    let mut cluster = Cluster::start(3, &[]).await;
+    is_sure(&cluster).await;
+    let mut alice = subscriber(&cluster, 1, "alice", "room").await;
+    let bob = subscriber(&cluster, 2, "bob", "room").await;
+    let mut publisher = User::connect(cluster.ws(0), "publisher").await;
+    cluster.kill(2);
+    drop(bob);
+    for payload in 0..50 {
+        assert_eq!(publisher.publish("channel.room", payload).await["outcome"], "published");
+    }
+    let expected: Vec<Value> = (0..50).map(Value::from).collect();
+    assert_eq!(alice.payloads(50).await, expected);
+    let began = std::time::Instant::now();
+    let mut late = subscriber(&cluster, 1, "late", "other").await;
+    assert!(began.elapsed() < PATIENCE / 4, "a second, and not until the dead node is known to be dead");
+    assert_eq!(publisher.publish("channel.other", 1).await["outcome"], "published");
+    assert_eq!(late.message().await["payload"], 1);
 }
