@@ -80,8 +80,10 @@ async fn a_client_that_reads_broadcasts_too_slowly_is_told_why_it_was_closed() {
         let response = cluster.admin(0).request(reqwest::Method::GET, "/metrics").send().await.unwrap();
         response.text().await.unwrap()
     };
-    for _ in 0..200 {
-        api.publish(&json!({"to": "broadcast", "payload": "x".repeat(60_000)})).await;
+    // In few requests: the client has to begin to read while the node still waits for it.
+    let batch: Value = vec![json!({"to": "broadcast", "payload": "x".repeat(60_000)}); 50].into();
+    for _ in 0..4 {
+        api.publish(&batch).await;
     }
     let mut disconnect = Value::Null;
     let mut messages = 0;
