@@ -225,6 +225,11 @@ async fn until_the_end(
             let _ = events.try_send(event);
         }
         if clean && rounds.is_back() {
+            // What was acknowledged before the request may have come after the last look.
+            while let Ok(verdict) = settled.try_recv() {
+                batch.push(verdict);
+            }
+            settle(taken, rounds, &mut batch);
             taken.ack(rounds.close_cleanly());
             return;
         }
