@@ -111,13 +111,14 @@ async fn a_node_that_left_is_not_bound_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_policy_that_loses_mail_is_noticed() {
     let vhost = broker::vhost().await;
-    let a = peer(&|node| rabbit_bus(&vhost.url(), node), "a").await;
     let policy = format!("policies/{}/test", vhost.name);
-    for (definition, pattern) in
-        [(json!({ "message-ttl": 1000 }), "^warren"), (json!({ "expires": 1000 }), "^warren.box")]
+    for (definition, pattern, id) in
+        [(json!({ "message-ttl": 1000 }), "^warren", "a"), (json!({ "expires": 1000 }), "^warren.box", "b")]
     {
+        // Before the node, since a broker applies `message-ttl` to messages that come after it.
         let body = json!({ "pattern": pattern, "definition": definition, "apply-to": "queues" });
         vhost.management.put(&policy, body).await;
+        let a = peer(&|node| rabbit_bus(&vhost.url(), node), id).await;
         seen(&a, TopologyState::Damaged, pattern).await;
         assert!(a.bus.link().borrow().ready(), "it works on as well as it can");
         delete(&vhost, &policy).await;

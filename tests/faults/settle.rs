@@ -71,7 +71,8 @@ impl World {
     async fn left(&self) -> Vec<String> {
         let mut left = vec![];
         for (queue, count) in self.stage.queues(&self.prefix).await {
-            let mail = queue.contains(".mailbox.") || queue.contains(".box.");
+            let is_box = queue.contains(".box.") && !queue.contains(".box.canary.");
+            let mail = queue.contains(".mailbox.") || is_box;
             let waits = queue.ends_with(".ingress") || mail && !self.scenario.leaves_mail;
             if count > 0 && waits {
                 left.push(format!("{count} messages remain in {queue}"));

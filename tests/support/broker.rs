@@ -232,7 +232,7 @@ impl PrivateBroker {
         let management = self.doors.map(|_| self.management_port());
         let others = self.doors.into_iter().flatten().chain(management);
         for port in std::iter::once(self.port()).chain(others) {
-            eventually("the private broker takes connections", Duration::from_secs(90), || async move {
+            eventually("the private broker takes connections", Duration::from_secs(240), || async move {
                 tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()
             })
             .await;

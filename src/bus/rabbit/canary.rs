@@ -3,9 +3,9 @@
 //!
 //! AMQP 0-9-1 does not tell which policy applies to a queue. But a policy applies by name, so that the node keeps a
 //! queue of its own, `<prefix>.box.canary.<node>.<incarnation>`, with one message in it, and sees what becomes of
-//! them. A message that expires is dead-lettered to the node's control queue; and a small message that expires at
-//! once is sent to the queue in each round, which counts for no use of it and comes back as unroutable when the queue
-//! is gone.
+//! them. A message that expires is dead-lettered to the node's control queue; and a small message is sent to the
+//! queue now and then, which counts for no use of it and comes back as unroutable when the queue is gone. It stays
+//! behind the first one until that goes, so it is sent the less often the longer that has lain there.
 //!
 //! What this cannot see: a limit that is longer than this node's connection has lived, and a policy whose pattern
 //! matches a box by its number and not the canary. Other policies break nothing: the queues' own arguments for
@@ -32,6 +32,9 @@ use crate::ids::Incarnation;
 
 /// A canary that has outlived its forerunner by this shows that the policy is gone: two rounds.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// The queue is looked for when this share of the message's age has passed: some eighty times in ten years.
+const SEEK_SHARE: u32 = 4;
 
 /// How long canaries live.
 #[derive(Debug)]
@@ -63,6 +66,8 @@ pub struct Canary {
     queue: Survival,
     /// Of the message that lies in the queue.
     number: u64,
+    /// When the queue was last looked for.
+    sought: Instant,
     unroutable: Arc<AtomicBool>,
 }
 
@@ -73,7 +78,7 @@ impl Canary {
             Ok(_) => {
                 let now = Instant::now();
                 let (message, queue) = (Survival::new(now), Survival::new(now));
-                Some(Self { message, queue, number: 0, unroutable: Arc::default() })
+                Some(Self { message, queue, number: 0, sought: now, unroutable: Arc::default() })
             }
             Err(error) if declare::is(&error, AMQPSoftError::ACCESSREFUSED) => {
                 info!("this account may not make a queue named box.canary: policies are not looked for");
@@ -111,15 +116,10 @@ impl Canary {
             let canary = probe(shared, incarnation, Way::Canary, number);
             urgent.offer(canary, Answer::new(Box::new(|_: Outcome| ())));
         }
-        let mut there = probe(shared, incarnation, Way::CanaryQueue, number);
-        there.properties.expiration = Some("0".to_owned());
-        let unroutable = self.unroutable.clone();
-        let answer = Answer::new(Box::new(move |outcome| {
-            if outcome == Outcome::Unroutable {
-                unroutable.store(true, Ordering::Relaxed);
-            }
-        }));
-        urgent.offer(there, answer);
+        if now.duration_since(self.sought) >= now.duration_since(self.message.born) / SEEK_SHARE {
+            self.sought = now;
+            self.seek(shared, incarnation, urgent, number);
+        }
         let mut flaws = Vec::new();
         for (survival, policy) in [(&mut self.message, "message-ttl"), (&mut self.queue, "expires")] {
             if let Some(life) = survival.short(now) {
@@ -131,6 +131,19 @@ impl Canary {
             }
         }
         flaws
+    }
+
+    /// Finds out whether the queue is there.
+    fn seek(&self, shared: &Shared, incarnation: Incarnation, urgent: &LaneInbox, number: u64) {
+        let mut there = probe(shared, incarnation, Way::CanaryQueue, number);
+        there.properties.expiration = Some("0".to_owned());
+        let unroutable = self.unroutable.clone();
+        let answer = Answer::new(Box::new(move |outcome| {
+            if outcome == Outcome::Unroutable {
+                unroutable.store(true, Ordering::Relaxed);
+            }
+        }));
+        urgent.offer(there, answer);
     }
 }
 
