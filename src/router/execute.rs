@@ -146,7 +146,11 @@ impl Router {
                 }
                 Outcome::Refused => Deposited::MailboxFull,
                 Outcome::Overloaded => Deposited::Overloaded,
-                Outcome::Unroutable | Outcome::Unavailable => Deposited::Unavailable,
+                Outcome::Unroutable => Deposited::Unavailable,
+                Outcome::Unavailable => {
+                    reservation.uncertain();
+                    Deposited::Unavailable
+                }
             };
             step(Event::Deposited { tag, deposited });
         };

@@ -212,7 +212,14 @@ fn check_told(key: Key, sent: &Sent, facts: &Facts, verdict: &mut Verdict) {
         }
         Told::Stored => !matches!(kind, Kind::User | Kind::Brief) || owed && !seen,
         Told::Published => kind.at_least_once(),
-        // An earlier try may have arrived although its sender could not hear of it.
+        // An earlier try may have arrived although its sender could not hear of it. Nor can anybody hear of what a
+        // node had shown to a session before both died: the broker hands the message to another node, which finds
+        // the session gone.
+        Told::Rejected(Reason::Offline)
+            if kind == Kind::Session && facts.disturbed(sent.at_us, sent.told_us) =>
+        {
+            false
+        }
         Told::Rejected(_) => seen && sent.attempts == 1,
         Told::Nothing => true,
         Told::Confirmed => sent.letter.asks && !facts.disturbed(sent.at_us, sent.told_us + SETTLED_US),

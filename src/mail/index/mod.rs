@@ -195,6 +195,13 @@ impl Reservation {
             Err(announced) => announced(false),
         }
     }
+
+    /// The broker may have the mail or not. Gives the room back, and has the box read.
+    pub fn uncertain(mut self) {
+        if let Some(mail) = self.mail.take() {
+            self.index.lock().uncertain(mail);
+        }
+    }
 }
 
 impl Drop for Reservation {

@@ -222,6 +222,12 @@ impl Index {
         }
     }
 
+    /// The broker may hold this mail or not: nobody tells of it, so its box is to be read.
+    pub fn uncertain(&mut self, mail: Deposit) {
+        self.release(mail);
+        self.sync.doubt(self.counts.number(mail.user));
+    }
+
     pub fn next_unread_box(&mut self) -> Option<BoxNumber> {
         self.sync.next_unread()
     }

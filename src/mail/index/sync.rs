@@ -1,5 +1,6 @@
 //! Which boxes this node knows nothing of, and how it gets to know: from a peer's snapshot, or by reading them.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,8 @@ enum Phase {
 pub struct Sync {
     unread: Vec<bool>,
     left: usize,
+    /// Boxes in which a deposit may lie that no node knows of. No snapshot tells of it: they are read.
+    doubtful: BTreeSet<BoxNumber>,
     /// Where the next look for an unread box begins.
     cursor: usize,
     phase: Phase,
@@ -44,6 +47,7 @@ impl Sync {
         Self {
             unread: vec![true; boxes],
             left: boxes,
+            doubtful: BTreeSet::new(),
             cursor: (first % boxes as u64) as usize,
             phase: Phase::Looking { until: now + PEERS_WAIT },
             asked: Vec::new(),
@@ -67,7 +71,19 @@ impl Sync {
         self.unread.get(number.0 as usize).is_none_or(|unread| !unread)
     }
 
+    /// The broker may have taken a deposit for this box without saying so.
+    pub fn doubt(&mut self, number: BoxNumber) {
+        let was_complete = self.is_complete();
+        let Some(unread) = self.unread.get_mut(number.0 as usize) else { return };
+        self.left += usize::from(!std::mem::replace(unread, true));
+        self.doubtful.insert(number);
+        if was_complete {
+            self.phase = Phase::Sweeping;
+        }
+    }
+
     pub fn is_read(&mut self, number: BoxNumber) {
+        self.doubtful.remove(&number);
         if let Some(unread) = self.unread.get_mut(number.0 as usize) {
             self.left -= usize::from(std::mem::replace(unread, false));
         }
@@ -133,12 +149,15 @@ impl Sync {
         }
         *until = now + ANSWER_WAIT;
         if *missing == 0 {
+            // If it is not complete, the next peer is asked.
+            self.phase = Phase::Looking { until: now };
             if part.complete {
                 self.unread.fill(false);
                 self.left = 0;
+                for number in self.doubtful.clone() {
+                    self.doubt(number);
+                }
             }
-            // If it is not complete, the next peer is asked.
-            self.phase = Phase::Looking { until: now };
         }
         true
     }
@@ -184,6 +203,25 @@ mod tests {
         assert!(sync.on_part(&part(request, 1, true), now) && sync.is_complete());
         sync.begin(now);
         assert!(!sync.is_complete() && !sync.knows(BoxNumber(0)));
+    }
+
+    #[test]
+    fn a_box_with_an_uncertain_deposit_is_read_whatever_a_snapshot_says() {
+        let now = Instant::now();
+        let mut sync = Sync::new(NonZeroU32::new(3).unwrap(), 1, now);
+        sync.doubt(BoxNumber(2));
+        let (_, request) = sync.poll(now, || vec![node("a")]).unwrap();
+        sync.on_part(&part(request, 0, true), now);
+        sync.on_part(&part(request, 1, true), now);
+        assert!(sync.knows(BoxNumber(0)) && !sync.knows(BoxNumber(2)));
+        assert_eq!(sync.next_unread(), Some(BoxNumber(2)));
+        sync.is_read(BoxNumber(2));
+        assert!(sync.is_complete() && sync.next_unread().is_none());
+        sync.doubt(BoxNumber(0));
+        assert_eq!((sync.next_unread(), sync.next_poll(now)), (Some(BoxNumber(0)), None));
+        sync.doubt(BoxNumber(3));
+        sync.is_read(BoxNumber(0));
+        assert!(sync.is_complete(), "there is no such box");
     }
 
     #[test]
