@@ -29,7 +29,7 @@ fn calm_rows() -> Vec<Scenario> {
 fn node_rows() -> Vec<Scenario> {
     let new = Scenario::new;
     vec![
-        new("kill-origin", "`kill -9` of the ingress node, messages under way", nodes::kill_origin).within_ms(5_000).quick(),
+        new("kill-origin", "`kill -9` of the ingress node, messages under way", nodes::kill_origin).within_ms(5_000),
         new("kill-target", "`kill -9` of a node with 200 clients", nodes::kill_target).people(OnTarget(214)).rate(800).within_ms(5_000).quick(),
         new("kill-both", "`kill -9` of two nodes, messages under way between them", nodes::kill_both),
         new("kill-bystander", "`kill -9` of a node without clients", nodes::kill_bystander).people(OnTarget(90)).within_ms(5_000),
@@ -46,11 +46,11 @@ fn broker_rows() -> Vec<Scenario> {
     let new = Scenario::new;
     vec![
         new("broker-restart", "stop and start of the broker", broker::restart).within_ms(5_000).alone(),
-        new("broker-kill", "`kill -9` of the broker, and a new start", broker::kill).within_ms(5_000).quick().alone(),
+        new("broker-kill", "`kill -9` of the broker, and a new start", broker::kill).within_ms(5_000).alone(),
         new("memory-alarm", "the broker is out of memory for 5 s", broker::memory_alarm).alone(),
         new("queue-deleted", "the queues of two nodes deleted", broker::delete_queues),
         new("close-all-connections", "`rabbitmqctl close_all_connections`", broker::close_connections).alone(),
-        new("link-cut", "all connections to the broker cut, twice", link::cut).relayed().quick(),
+        new("link-cut", "all connections to the broker cut, twice", link::cut).relayed(),
         new("link-half-open", "connections end at the node's end only", link::half_open).relayed(),
         new("link-slow", "packets to and from the broker 100 ms late", link::slow).relayed(),
         new("link-silent", "no packet between node and broker for 8 s", link::silent).relayed().light(),
@@ -62,7 +62,7 @@ fn broker_rows() -> Vec<Scenario> {
 fn people_rows() -> Vec<Scenario> {
     let new = Scenario::new;
     vec![
-        new("client-vanishes", "clients lose connections mid-delivery", people::misbehave).people(Half(90, Vanishes)).compares().quick(),
+        new("client-vanishes", "clients lose connections mid-delivery", people::misbehave).people(Half(90, Vanishes)).compares(),
         new("client-moves", "clients move from node to node", people::misbehave).people(Half(90, Moves)).compares().ordered(),
         new("client-away", "clients come and go", people::misbehave).people(Half(90, Away)).compares().ordered(),
         new("client-never-acks", "clients promise acks and send none", people::hold_out).people(Half(60, NeverAcks)).compares(),
