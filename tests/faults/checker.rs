@@ -212,14 +212,16 @@ fn check_told(key: Key, sent: &Sent, facts: &Facts, verdict: &mut Verdict) {
         }
         Told::Stored => !matches!(kind, Kind::User | Kind::Brief) || owed && !seen,
         Told::Published => kind.at_least_once(),
-        // An earlier try may have arrived although its sender could not hear of it. Nor can anybody hear of what a
-        // node had shown to a session before both died: the broker hands the message to another node, which finds
-        // the session gone.
+        // The node wrote the message to the session, and was killed before it acknowledged the message to the broker.
+        // The broker redelivers it to another node, which finds that the session has ended.
         Told::Rejected(Reason::Offline)
-            if kind == Kind::Session && facts.disturbed(sent.at_us, sent.told_us) =>
+            if kind == Kind::Session
+                && facts.disturbed(sent.at_us, sent.told_us)
+                && !facts.session_lasts(sent) =>
         {
             false
         }
+        // An earlier attempt may have arrived although its sender got no answer.
         Told::Rejected(_) => seen && sent.attempts == 1,
         Told::Nothing => true,
         Told::Confirmed => sent.letter.asks && !facts.disturbed(sent.at_us, sent.told_us + SETTLED_US),

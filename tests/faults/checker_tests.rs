@@ -171,6 +171,20 @@ fn refusals_need_a_reason() {
 }
 
 #[test]
+fn offline_is_excused_only_when_the_session_ended_in_a_fault() {
+    let mut history = history(&[Told::Rejected(Reason::Offline)]);
+    of_kind(&mut history, 0, Kind::Session);
+    change(&mut history, 0, |sent| sent.letter.seat = Some(Seat { device: 0, session: 0 }));
+    receive(&mut history, 0, 0, false);
+    disturb(&mut history, 9 * SECOND, Some(11 * SECOND), 0);
+    assert_eq!(wrong(&history), [("told wrong", 1)], "the session is still there");
+    history.lives[0].to_us = Some(10 * SECOND + 4_000);
+    assert_eq!(wrong(&history), [], "the session ended with its node");
+    history.disturbances.clear();
+    assert_eq!(wrong(&history), [("told wrong", 1)], "no fault was about");
+}
+
+#[test]
 fn expired_is_no_reason_before_the_time() {
     let mut history = history(&[Told::Rejected(Reason::Expired)]);
     of_kind(&mut history, 0, Kind::Brief);

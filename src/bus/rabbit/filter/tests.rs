@@ -310,34 +310,3 @@ proptest! {
         }
     }
 }
-
-/// Prints what the filter costs for each delivery of 300 bytes. For figures that mean something:
-/// `cargo test --release --lib filter::tests::the_cost -- --nocapture`
-#[test]
-#[allow(clippy::print_stdout)]
-fn the_cost_of_a_delivery() {
-    let table =
-        [&short(b"warren-to")[..], b"S", &long(b"user.alice"), &short(b"warren-ts"), b"l", &[0; 8]].concat();
-    let values =
-        [&short(b"application/json")[..], &long(&table), &short(&[b'i'; 36]), &short(b"warren.message")]
-            .concat();
-    let delivery = [
-        deliver(b"node-1"),
-        header(0x8000 | HEADERS | MESSAGE_ID | 0x0020, &values),
-        frame(3, 1, &[b'x'; 300]),
-    ]
-    .concat();
-    let bytes = delivery.repeat(64 << 10 >> 9);
-    let mut filter = Filter::new(131_072);
-    let mut out = Vec::new();
-    let started = std::time::Instant::now();
-    let mut deliveries = 0;
-    while started.elapsed() < std::time::Duration::from_millis(200) {
-        out.clear();
-        filter.push(&bytes, &mut out);
-        deliveries += 64 << 10 >> 9;
-    }
-    let nanoseconds = started.elapsed().as_nanos() / deliveries;
-    println!("{nanoseconds} ns for a delivery of {} bytes", delivery.len());
-    assert!(nanoseconds < 50_000);
-}
