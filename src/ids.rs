@@ -25,7 +25,7 @@ pub enum IdError {
     TooLong { what: &'static str, max: usize },
     #[error("{what} holds a character that is not allowed")]
     Character { what: &'static str },
-    #[error("a session id is <node id>~<counter>")]
+    #[error("a session id is <node id>~<number>")]
     SessionForm,
 }
 
@@ -175,24 +175,24 @@ impl fmt::Debug for Incarnation {
     }
 }
 
-/// One socket: `<node id>~<counter in base36>`. The id alone tells the node that holds it.
+/// One socket: `<node id>~<number in base36>`. The id alone tells the node that holds it, and nothing about other ids.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct SessionId {
     pub node: NodeId,
-    /// Unique within the node's process; its remainder by the number of workers names the worker.
-    pub counter: u64,
+    /// Unique within the node's process, whose hub alone knows which session it is.
+    pub number: u64,
 }
 
 impl SessionId {
     pub fn parse(text: &str) -> Result<Self, IdError> {
-        let (node, counter) = text.rsplit_once('~').ok_or(IdError::SessionForm)?;
+        let (node, number) = text.rsplit_once('~').ok_or(IdError::SessionForm)?;
         let canonical =
-            !counter.is_empty() && counter.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase());
+            !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_lowercase());
         if !canonical {
             return Err(IdError::SessionForm);
         }
-        let counter = u64::from_str_radix(counter, 36).map_err(|_| IdError::SessionForm)?;
-        Ok(Self { node: NodeId::new(node)?, counter })
+        let number = u64::from_str_radix(number, 36).map_err(|_| IdError::SessionForm)?;
+        Ok(Self { node: NodeId::new(node)?, number })
     }
 }
 
@@ -200,7 +200,7 @@ impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut digits = [0u8; 13];
         let mut at = digits.len();
-        let mut rest = self.counter;
+        let mut rest = self.number;
         loop {
             at -= 1;
             digits[at] = b"0123456789abcdefghijklmnopqrstuvwxyz"[(rest % 36) as usize];
@@ -268,9 +268,8 @@ mod tests {
 
     #[test]
     fn session_ids_tell_their_node() {
-        for (counter, text) in [(0, "n-1~0"), (35, "n-1~z"), (36, "n-1~10"), (u64::MAX, "n-1~3w5e11264sgsf")]
-        {
-            let id = SessionId { node: NodeId::new("n-1").unwrap(), counter };
+        for (number, text) in [(0, "n-1~0"), (35, "n-1~z"), (36, "n-1~10"), (u64::MAX, "n-1~3w5e11264sgsf")] {
+            let id = SessionId { node: NodeId::new("n-1").unwrap(), number };
             assert_eq!(id.to_string(), text);
             assert_eq!(SessionId::parse(text).unwrap(), id);
         }

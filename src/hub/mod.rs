@@ -1,6 +1,6 @@
 //! The hub: which sessions this node holds, and the way to the workers that own their sockets.
 //!
-//! A session's counter names its worker (`counter % workers`), so that a session id alone finds the socket.
+//! A session's counter names its worker (`counter % workers`). It stays in this process: ids have a number instead.
 //! Everything a worker is told goes through one bounded queue per worker. Overflow policy: the caller gets
 //! [`Full`] and waits (what came from the bus) or refuses (what a client sends), nothing is dropped.
 //!
@@ -8,6 +8,7 @@
 //! calls nothing.
 
 mod channels;
+mod numbers;
 mod tally;
 
 use std::collections::HashMap;
@@ -24,6 +25,7 @@ use crate::protocol::message::Rendered;
 
 pub use channels::Change;
 use channels::Channels;
+use numbers::Numbers;
 pub use tally::{Tally, TallyView};
 
 /// Commands waiting for one worker.
@@ -33,7 +35,7 @@ const SHARDS: usize = 64;
 /// A session as the hub knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Local {
-    /// See [`crate::ids::SessionId::counter`].
+    /// Unique within the process; its remainder by the number of workers names the worker.
     pub counter: u64,
     /// Milliseconds since the Unix epoch.
     pub since_ms: u64,
@@ -91,6 +93,7 @@ pub struct Hub {
     hasher: std::collections::hash_map::RandomState,
     workers: Box<[mpsc::Sender<Command>]>,
     channels: Channels,
+    numbers: Numbers,
     sessions: AtomicUsize,
     users: AtomicUsize,
 }
@@ -104,6 +107,7 @@ impl Hub {
             hasher: Default::default(),
             workers: senders.into(),
             channels: Channels::new(),
+            numbers: Numbers::generate(),
             sessions: AtomicUsize::new(0),
             users: AtomicUsize::new(0),
         };

@@ -152,10 +152,7 @@ impl Router {
     }
 
     async fn answer_here(&self, ask: &Ask) -> AskReply {
-        let info = |local: &Local| {
-            let session = SessionId { node: self.node().clone(), counter: local.counter };
-            SessionInfo::new(&session, local.since_ms)
-        };
+        let info = |local: &Local| SessionInfo::new(&self.session_id(local.counter), local.since_ms);
         let mut answer = AskReply::new(self.node().clone());
         if let Some(user) = ask.user() {
             let sessions = self.hub.sessions_of(user);
@@ -168,7 +165,8 @@ impl Router {
         match ask {
             Ask::DisconnectSession(session) => match SessionId::parse(session) {
                 Ok(session) if session.node == *self.node() => {
-                    let closed = self.carry_out_here(ask, Counters::from_slice(&[session.counter])).await;
+                    let counter = self.hub.counter_of(session.number);
+                    let closed = self.carry_out_here(ask, Counters::from_slice(&[counter])).await;
                     answer.sessions.extend((closed > 0).then(|| SessionInfo::new(&session, 0)));
                 }
                 _ => {}

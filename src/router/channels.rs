@@ -56,7 +56,7 @@ impl Channels {
 
 impl Router {
     /// [`Router::accept`] for a session that does not want its own message back. `counter`: see
-    /// [`crate::ids::SessionId::counter`]. Only messages for channels come back to their publishers, so that it makes
+    /// [`crate::hub::Local::counter`]. Only messages for channels come back to their publishers, so that it makes
     /// no difference for others.
     pub fn accept_without_echo(&self, message: Message, counter: u64, settle: Settle) {
         if !matches!(message.target, Target::Channel(_)) {

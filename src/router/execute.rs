@@ -198,7 +198,7 @@ impl Router {
         let reserved = match &message.target {
             Target::User(user) => self.hub.reserve_user(user),
             Target::Session(session) if session.node == *self.node() => {
-                self.hub.reserve(Counters::from_slice(&[session.counter]))
+                self.hub.reserve(Counters::from_slice(&[self.hub.counter_of(session.number)]))
             }
             // A session of another node, or no target of a path: nobody here.
             _ => self.hub.reserve(Counters::new()),

@@ -38,7 +38,7 @@ use crate::delivery::seen::{Seen, SeenKey};
 use crate::directory::{Directory, Key};
 use crate::error::{Code, Error};
 use crate::hub::{Full, Hub, Local};
-use crate::ids::{Life, NodeId, UserId};
+use crate::ids::{Life, NodeId, SessionId, UserId};
 use crate::mail::index::MailIndex;
 use crate::protocol::message::{Message, Rendered, Settlement};
 use crate::protocol::target::Target;
@@ -183,6 +183,11 @@ impl Router {
     }
 
     // ---- sessions ----
+
+    /// The id of the session here that has this counter.
+    pub fn session_id(&self, counter: u64) -> SessionId {
+        SessionId { node: self.node().clone(), number: self.hub.number_of(counter) }
+    }
 
     /// A session of `user` begins. When this returns, this node's messages for the user reach it, mail first, and the
     /// other nodes are being told. See [`presence::Presence`] for the order of locks.

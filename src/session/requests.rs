@@ -5,7 +5,6 @@ use std::rc::Rc;
 
 use crate::clock::Now;
 use crate::error::{Code, Error};
-use crate::ids::SessionId;
 use crate::protocol::close::CloseCode;
 use crate::protocol::message::Sender;
 use crate::protocol::publish::PublishRequest;
@@ -162,10 +161,8 @@ fn publish_from(
     let Some(identity) = session.identity() else {
         return Err(Error::new(Code::Unauthorized, "not authenticated"));
     };
-    let sender = Sender::Client {
-        user: identity.user.clone(),
-        session: SessionId { node: worker.router.node().clone(), counter: session.counter },
-    };
+    let sender =
+        Sender::Client { user: identity.user.clone(), session: worker.router.session_id(session.counter) };
     let wants_echo = publish.echo;
     let message = publish.into_message(sender, Now::read())?;
     if !identity.caps.may_publish(&message.target) {

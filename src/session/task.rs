@@ -90,7 +90,7 @@ pub(super) fn on_bytes(worker: &Rc<WorkerState>, session: &Rc<Session>, bytes: &
     };
     let decoded = session.decoder.borrow_mut().decode(bytes, &mut on_event);
     if let Err(violation) = decoded {
-        tracing::debug!(session = session.counter, %violation, "closing");
+        tracing::debug!(session = %worker.router.session_id(session.counter), %violation, "closing");
         session.close(violation.close_code(), 0, now);
     }
 }

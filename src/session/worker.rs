@@ -11,7 +11,6 @@ use tokio::sync::mpsc;
 use crate::auth::Identity;
 use crate::clock::unix_ms;
 use crate::hub::{Commands, Local};
-use crate::ids::SessionId;
 use crate::protocol::close::CloseCode;
 use crate::protocol::reply::{Limits, Welcome};
 use crate::router::Router;
@@ -29,9 +28,6 @@ use crate::session::{Admission, SessionSettings};
 
 /// Sessions of one worker at most; a part of a session's counter is its place among them.
 const SLOTS: u64 = 1 << 20;
-/// Where the numbering of sessions begins: anywhere below this, so that the ids of a former process under the same
-/// node id are not given again. The product with slots and workers (at most 64) stays within 64 bits.
-const SEQUENCE_START_MAX: u64 = 1 << 37;
 /// Bytes read from a socket at once. One buffer per worker, whatever the number of sockets.
 const SCRATCH_BYTES: usize = 64 * 1024;
 /// Sockets whose handshake is done and that wait for their worker. Overflow policy: the handshake waits.
@@ -47,6 +43,7 @@ pub(super) struct WorkerState {
     /// How many of the sessions have no user.
     unauthenticated: Cell<usize>,
     pub(super) scratch: RefCell<Box<[u8]>>,
+    /// Of sessions so far. Its product with slots and workers stays within 64 bits for centuries.
     sequence: Cell<u64>,
     started: Instant,
     pub(super) drain: RefCell<Option<Drain>>,
@@ -90,7 +87,7 @@ impl Worker {
             subscriptions: RefCell::default(),
             unauthenticated: Cell::new(0),
             scratch: RefCell::new(vec![0; SCRATCH_BYTES].into()),
-            sequence: Cell::new(rand::random_range(0..SEQUENCE_START_MAX)),
+            sequence: Cell::new(0),
             started: Instant::now(),
             drain: RefCell::new(None),
             limits,
@@ -190,7 +187,7 @@ impl WorkerState {
     /// The session has a user from now on.
     pub(super) fn admit(&self, session: &Rc<Session>, identity: Identity) {
         let local = Local { counter: session.counter, since_ms: unix_ms() };
-        let id = SessionId { node: self.router.node().clone(), counter: session.counter };
+        let id = self.router.session_id(session.counter);
         let mut channels = identity.channels.to_vec();
         channels.sort();
         channels.dedup();

@@ -24,7 +24,7 @@ async fn tell(hub: &Hub, name: &str, payload: usize, except: Option<&User>) {
     let request = PublishRequest::parse(&body).unwrap();
     let sender = Sender::Service { service: "test".into() };
     let message = Rendered::new(Arc::new(request.into_message(sender, Now::read()).unwrap()));
-    let except = except.map(|user| SessionId::parse(user.session()).unwrap().counter);
+    let except = except.map(|user| hub.counter_of(SessionId::parse(user.session()).unwrap().number));
     while let Err(full) = hub.deliver_channel(&channel(name), &message, except) {
         hub.room(full).await;
     }

@@ -5,9 +5,10 @@ use std::time::Duration;
 use serde_json::{json, Value};
 use tokio::time::Instant;
 use tungstenite::Message;
+use warren::ids::SessionId;
 
 use crate::support::eventually::eventually;
-use crate::support::nodes::Cluster;
+use crate::support::nodes::{node_id, Cluster};
 use crate::support::raw_ws::{
     header, upgrade_request, Length, RawClient, RawFrame, CONTINUATION, PING, PONG, TEXT,
 };
@@ -255,4 +256,33 @@ async fn a_message_that_is_never_finished_ends_the_session() {
     }
     let lasted = began.elapsed();
     assert!((9..16).contains(&lasted.as_secs()), "{lasted:?}");
+}
+
+#[tokio::test]
+async fn a_session_id_tells_nothing_about_the_next_one() {
+    const COUNT: usize = 40;
+    let cluster = Cluster::start(1, &[]).await;
+    let mut users = Vec::new();
+    for at in 0..COUNT {
+        users.push(User::connect(cluster.ws(0), &format!("user{at}")).await);
+    }
+    let number = |user: &User| u64::from_str_radix(user.session().strip_prefix("n0~").unwrap(), 36).unwrap();
+    let numbers: Vec<u64> = users.iter().map(number).collect();
+    let mut steps: Vec<u64> = numbers.windows(2).map(|two| two[1].wrapping_sub(two[0])).collect();
+    steps.sort_unstable();
+    steps.dedup();
+    assert_eq!(steps.len(), COUNT - 1, "no step comes twice: {numbers:?}");
+    // What counting on from an own id would give: neighbours, and the step to the next one.
+    let own = numbers[0];
+    let step = numbers[1].wrapping_sub(own);
+    let near = (1..50u64).flat_map(|by| [own.wrapping_add(by), own.wrapping_sub(by), own ^ (1 << by)]);
+    for guess in near.chain((2..50).map(|by| own.wrapping_add(step.wrapping_mul(by)))) {
+        let id = SessionId { node: node_id("n0"), number: guess };
+        let reply = users[0].publish(&format!("session.{id}"), 1).await;
+        assert_eq!(reply["error"]["code"], "offline", "{id}: {reply}");
+    }
+    // Those who know an id reach it.
+    let id = users[COUNT - 1].session().to_owned();
+    assert_eq!(users[0].publish(&format!("session.{id}"), "hi").await["outcome"], "delivered");
+    assert_eq!(users[COUNT - 1].message().await["payload"], "hi");
 }
