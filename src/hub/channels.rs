@@ -97,12 +97,6 @@ impl Channels {
         workers.into_iter().flatten().map(|of| of.worker).collect()
     }
 
-    pub(super) fn sessions(&self, channel: &ChannelName) -> usize {
-        let shard = self.shard(channel);
-        let workers = shard.get(channel).map(|members| &members.workers);
-        workers.into_iter().flatten().map(|of| of.sessions).sum()
-    }
-
     /// The users, if they are no more than `max`, and their number.
     pub(super) fn users(&self, channel: &ChannelName, max: usize) -> (Vec<UserId>, usize) {
         let shard = self.shard(channel);
@@ -125,7 +119,7 @@ mod tests {
         assert_eq!(channels.add(&channel, 0, &a), change(true, true));
         assert_eq!(channels.add(&channel, 0, &a), change(false, false));
         assert_eq!(channels.add(&channel, 1, &b), change(false, true));
-        assert_eq!((channels.sessions(&channel), &channels.workers(&channel)[..]), (3, &[0, 1][..]));
+        assert_eq!(channels.workers(&channel)[..], [0, 1]);
         assert_eq!((channels.users(&channel, 2).0.len(), channels.users(&channel, 1)), (2, (vec![], 2)));
         assert_eq!(channels.remove(&channel, 0, &a), change(false, false));
         assert_eq!(channels.remove(&channel, 0, &a), change(false, true));
@@ -136,6 +130,6 @@ mod tests {
         assert_eq!(channels.remove(&channel, 0, &a), change(false, false), "none left there");
         assert_eq!(channels.remove(&channel, 1, &b), change(true, true));
         assert_eq!(channels.remove(&channel, 1, &b), change(false, false));
-        assert_eq!(channels.sessions(&channel), 0);
+        assert!(channels.workers(&channel).is_empty());
     }
 }

@@ -262,11 +262,6 @@ impl Hub {
         self.channels.users(channel, max)
     }
 
-    /// How many sessions of this node subscribe to a channel.
-    pub fn subscribers(&self, channel: &ChannelName) -> usize {
-        self.channels.sessions(channel)
-    }
-
     /// `None`: the worker has ended, and its sessions with it. That must not stop the others.
     fn permit(&self, worker: usize) -> Result<Option<mpsc::Permit<'_, Command>>, Full> {
         match self.workers[worker].try_reserve() {

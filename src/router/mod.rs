@@ -7,12 +7,13 @@
 //! - [`readings`]: reads the boxes of users who are here.
 //! - [`strategy`]: where a message goes (pure).
 //! - `channels.rs`: messages for channels; `presence.rs`: the lock that keeps hub and directory in step.
-//! - [`ask`]: questions to all nodes about their sessions.
+//! - [`ask`]: questions to all nodes about their sessions; `counts.rs`: how many users a channel has.
 //!
 //! A message is settled exactly once, and its source hears of it only then.
 
 pub mod ask;
 pub mod channels;
+mod counts;
 mod execute;
 mod mail;
 pub mod path;
@@ -91,6 +92,7 @@ pub struct Router {
     asks: ask::Asks,
     presence: presence::Presence,
     channels: channels::Channels,
+    counts: Arc<counts::Counts>,
     /// For the callbacks that outlive a call.
     this: OnceLock<std::sync::Weak<Router>>,
 }
@@ -139,6 +141,7 @@ impl Router {
             asks: ask::Asks::new(),
             presence: presence::Presence::new(),
             channels: channels::Channels::default(),
+            counts: Arc::default(),
             this: OnceLock::new(),
             settings,
             hub,

@@ -34,9 +34,8 @@ impl Presence {
     }
 }
 
-/// Called once, on any thread, with the number of the channel's subscribers on this node; it must
-/// return at once.
-pub type Subscribed = Box<dyn FnOnce(u64) + Send>;
+/// Called once, on any thread; it must return at once.
+pub type Subscribed = Box<dyn FnOnce() + Send>;
 
 impl Router {
     /// A session of this user, on this worker, subscribes to a channel.
@@ -52,8 +51,7 @@ impl Router {
 
     /// Tells when messages that are published on any node reach the subscribers of a channel here.
     pub fn confirm_subscription(&self, channel: &ChannelName, done: Subscribed) {
-        let count = self.hub.subscribers(channel) as u64;
-        self.directory.when_known(Key::channel(channel), Box::new(move || done(count)));
+        self.directory.when_known(Key::channel(channel), done);
     }
 
     /// The inverse of [`Router::open_subscription`].

@@ -144,7 +144,7 @@ fn refresh(
     // What the old token named as well was subscribed to before, and the client may have left it.
     let was_claimed = |channel| before.as_ref().is_some_and(|before| before.channels.contains(channel));
     for channel in claimed.iter().filter(|channel| !was_claimed(channel)) {
-        if worker.put_into(session, channel, By::Token, Box::new(|_| ())) == Put::New {
+        if worker.put_into(session, channel, By::Token, Box::new(|| ())) == Put::New {
             session.send(&session.codec.subscribed(channel), None, worker.now());
         }
     }

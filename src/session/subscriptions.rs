@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use slab::Slab;
+use tokio::sync::oneshot;
 
 use crate::error::{Code, Error};
 use crate::hub::Tally;
@@ -89,8 +90,19 @@ impl WorkerState {
         let permit = self.replies.reserve()?;
         session.in_flight.set(session.in_flight.get() + 1);
         let awaited = Awaited { counter: session.counter, request: id.map(str::to_owned) };
-        let done = move |count| permit.reply(awaited, Fate::Subscribed { count });
+        let (tell, told) = oneshot::channel();
+        let done = move || {
+            // The worker may have ended by then.
+            let _ = tell.send(());
+        };
         self.put_into(session, channel, By::Client, Box::new(done));
+        let (router, channel) = (self.router.clone(), channel.clone());
+        // Owned by the worker's thread; ends by itself with the deadlines of the directory and of the question.
+        tokio::task::spawn_local(async move {
+            let _ = told.await;
+            let count = router.count_in(&channel).await;
+            permit.reply(awaited, Fate::Subscribed { count });
+        });
         Ok(())
     }
 
@@ -135,7 +147,7 @@ impl WorkerState {
         if self.room_for(session, channel) == Put::New {
             session.send(&session.codec.subscribed(channel), None, self.now());
         }
-        self.put_into(session, channel, By::Server, Box::new(move |_| tally.count()));
+        self.put_into(session, channel, By::Server, Box::new(move || tally.count()));
     }
 
     /// The inverse of [`WorkerState::put_by_server`].

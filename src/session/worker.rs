@@ -208,7 +208,7 @@ impl WorkerState {
         session.identify(identity);
         self.unauthenticated.set(self.unauthenticated.get() - 1);
         for channel in &channels {
-            self.put_into(session, channel, By::Token, Box::new(|_| ()));
+            self.put_into(session, channel, By::Token, Box::new(|| ()));
         }
         if session.phase.get() == Phase::Unauthenticated {
             session.phase.set(Phase::Open);
