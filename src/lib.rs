@@ -13,6 +13,7 @@
 
 // types
 pub mod auth;
+pub mod budgets;
 pub mod clock;
 pub mod config;
 pub mod error;

@@ -47,6 +47,9 @@ pub struct Config {
     pub origins: Origins,
     pub workers: usize,
     pub max_sessions: usize,
+    /// Of one user, and of one address.
+    pub sessions_per_user: usize,
+    pub sessions_per_address: usize,
     /// For each worker.
     pub unauthenticated_max: usize,
     pub channels_per_session: usize,
@@ -138,6 +141,8 @@ impl Config {
             origins: origins(&mut from),
             workers: workers(&mut from),
             max_sessions: from.count("MAX_SESSIONS"),
+            sessions_per_user: from.count("SESSIONS_PER_USER"),
+            sessions_per_address: from.count("SESSIONS_PER_ADDRESS"),
             unauthenticated_max: from.count("UNAUTHENTICATED_MAX"),
             channels_per_session: from.count("CHANNELS_PER_SESSION"),
             max_message_bytes: from.count("MAX_MESSAGE_BYTES"),

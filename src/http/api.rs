@@ -10,7 +10,9 @@ use warp::http::StatusCode;
 use warp::reply::Response;
 use warp::{Filter, Rejection};
 
-use super::credentials::bearer;
+use super::client::Client;
+use super::connection::Connection;
+use super::credentials::{bearer, refusal};
 use super::{channels, publish, response, AppState};
 use crate::auth::Caller;
 use crate::error::{Code, Error};
@@ -55,10 +57,14 @@ pub(super) type Asked = (Arc<AppState>, Result<Caller, Error>);
 fn with_caller(
     state: Arc<AppState>,
 ) -> impl Filter<Extract = (Asked,), Error = std::convert::Infallible> + Clone {
-    warp::header::headers_cloned().map(move |headers: HeaderMap| {
-        let caller = bearer(&headers).and_then(|token| state.verifier.api(token));
-        (state.clone(), caller.map_err(|error| Error::new(Code::Unauthorized, error.to_string())))
-    })
+    let from = warp::ext::optional::<(Client, Arc<Connection>)>();
+    warp::header::headers_cloned().and(from).map(
+        move |headers: HeaderMap, from: Option<(Client, Arc<Connection>)>| {
+            let caller = bearer(&headers).and_then(|token| state.verifier.api(token));
+            let client = from.map(|(client, _)| client);
+            (state.clone(), caller.map_err(|error| refusal(&state, client, error)))
+        },
+    )
 }
 
 /// Everything but publishing needs the whole API.

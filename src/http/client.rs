@@ -16,13 +16,20 @@ pub(super) struct Client {
     pub(super) address: IpAddr,
     /// Whether the client spoke TLS to the proxy that it met first.
     pub(super) is_https: bool,
+    /// The address is a trusted proxy's, which did not tell for whom it speaks.
+    pub(super) is_proxy: bool,
 }
 
 impl Client {
     /// Headers count only from a trusted proxy. The client is the rightmost address that is no trusted proxy
     /// itself: what stands left of it, the client may have written (RFC 7239 section 8.1).
     pub(super) fn of(peer: IpAddr, headers: &HeaderMap, trusted: &TrustedProxies) -> Self {
-        let mut client = Self { address: canonical(peer), is_https: false };
+        let client = Self::heard_of(peer, headers, trusted);
+        Self { is_proxy: trusted.contains(client.address), ..client }
+    }
+
+    fn heard_of(peer: IpAddr, headers: &HeaderMap, trusted: &TrustedProxies) -> Self {
+        let mut client = Self { address: canonical(peer), is_https: false, is_proxy: false };
         if !trusted.contains(client.address) {
             return client;
         }

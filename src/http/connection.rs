@@ -11,6 +11,7 @@ use tokio::time::Sleep;
 
 use super::slots::{Activity, Slot};
 use crate::auth::Identity;
+use crate::budgets::Share;
 
 /// How long a connection may idle between two requests. Balancers reuse one for 60 s; a server that closes
 /// earlier fails the request that is on its way.
@@ -39,6 +40,7 @@ pub(super) struct Upgrade {
     pub(super) identity: Option<Identity>,
     /// Of a client that has yet to say who it is.
     pub(super) unauthenticated: Option<Slot>,
+    pub(super) share: Option<Share>,
     pub(super) acknowledges: bool,
 }
 

@@ -1,10 +1,14 @@
-//! The token of a request, and whose it is.
+//! The token of a request, and whose it is; and how often an address may come with a bad one.
+
+use std::time::Instant;
 
 use percent_encoding::percent_decode_str;
 use warp::http::header::{HeaderMap, HeaderValue, AUTHORIZATION};
 
-use super::client::query_value;
+use super::client::{counted, query_value, Client};
+use super::AppState;
 use crate::auth::{AuthError, Identity, Verifier};
+use crate::error::{Code, Error};
 
 /// The token of the one `Authorization` line with the scheme Bearer (RFC 6750 section 2.1). Other schemes are for
 /// somebody else, such as a proxy with Basic, and are passed over.
@@ -45,6 +49,20 @@ pub(super) fn identify(
             verifier.verify(&user).map(Some)
         }
         (None, _, _) => Ok(None),
+    }
+}
+
+/// What is said to bad credentials. Good ones are taken from every address, since many clients may share one: only what
+/// fails is counted, and not tokens that have expired, which were good and are renewed by whoever hears so.
+pub(super) fn refusal(state: &AppState, client: Option<Client>, error: AuthError) -> Error {
+    let address = client.filter(|client| !client.is_proxy).map(|client| counted(client.address));
+    let is_bad = matches!(error, AuthError::Invalid(_));
+    tracing::debug!(?address, reason = error.reason(), "credentials refused");
+    match address {
+        Some(address) if is_bad && !state.bad_tokens.take(&address, 1, Instant::now()) => {
+            Error::new(Code::RateLimited, "too many bad credentials from this address; slow down")
+        }
+        _ => Error::new(Code::Unauthorized, error.to_string()),
     }
 }
 

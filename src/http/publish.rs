@@ -74,13 +74,13 @@ fn caller_name(caller: &Caller) -> Arc<str> {
 /// Services are not limited: neither those with a key nor those with the capability `api`.
 fn take_token(state: &AppState, caller: &Caller) -> bool {
     match caller {
-        Caller::User(identity) if !caller.api() => state.rates.take(&identity.user, Instant::now()),
+        Caller::User(identity) if !caller.api() => state.rates.take(&identity.user, 1, Instant::now()),
         _ => true,
     }
 }
 
 fn rate_limited() -> Error {
-    Error::new(Code::RateLimited, "more than this user may publish; slow down")
+    Error::new(Code::RateLimited, "more than this user may send; slow down")
 }
 
 /// The header `Idempotency-Key`: a string of structured fields (RFC 9651 section 3.3.3), as

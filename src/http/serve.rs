@@ -210,7 +210,7 @@ fn refuse(stream: &TcpStream) {
 }
 
 async fn hand_over(upgrade: Upgrade, admissions: mpsc::Sender<Admission>) {
-    let Upgrade { socket, identity, unauthenticated, acknowledges } = upgrade;
+    let Upgrade { socket, identity, unauthenticated, share, acknowledges } = upgrade;
     let Ok(upgraded) = socket.await else { return };
     let Ok(parts) = upgraded.downcast::<TokioIo<ClientStream>>() else { return };
     let (stream, unread) = parts.io.into_inner().into_parts();
@@ -219,7 +219,7 @@ async fn hand_over(upgrade: Upgrade, admissions: mpsc::Sender<Admission>) {
     drop((parts.read_buf, unread));
     let unauthenticated = unauthenticated.map(|slot| Box::new(slot) as Box<dyn Send>);
     let codec = Codec::WarrenV1;
-    let admission = Admission { stream, early, identity, unauthenticated, acknowledges, codec };
+    let admission = Admission { stream, early, identity, unauthenticated, share, acknowledges, codec };
     // A worker that has ended needs no more sockets.
     let _ = admissions.send(admission).await;
 }

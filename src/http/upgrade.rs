@@ -11,10 +11,11 @@ use warp::{Filter, Rejection};
 
 use super::client::{counted, query_value, Client};
 use super::connection::{Connection, Upgrade};
-use super::credentials::identify;
+use super::credentials::{identify, refusal};
 use super::slots::{Activity, Slot};
 use super::{response, AppState};
 use crate::auth::Identity;
+use crate::budgets::Share;
 use crate::error::{Code, Error};
 use crate::lifecycle::Phase;
 use crate::protocol::wire::handshake::{self, Accepted};
@@ -29,17 +30,19 @@ pub(super) fn route(state: Arc<AppState>) -> impl Filter<Extract = (Response,), 
         .and(warp::ext::optional::<OnUpgrade>())
         .and(warp::ext::optional::<(Client, Arc<Connection>)>())
         .map(move |method, headers, query: String, socket, from: Option<(Client, Arc<Connection>)>| {
-            let opened = accept(&state, &method, &headers, &query);
+            let client = from.as_ref().map(|(client, _)| *client);
+            let opened = accept(&state, client, &method, &headers, &query);
             let opened = opened.and_then(|(accepted, identity)| {
                 let (Some(socket), Some((client, connection))) = (socket, from) else {
                     return Err(refuse(Code::BadRequest, "this connection cannot be upgraded"));
                 };
+                let share = share(&state, client)?;
                 let unauthenticated = match identity {
                     Some(_) => None,
                     None => Some(unauthenticated(&state, client)?),
                 };
                 let acknowledges = query_value(&query, "ack") == Some("client");
-                connection.upgrade(Upgrade { socket, identity, unauthenticated, acknowledges });
+                connection.upgrade(Upgrade { socket, identity, unauthenticated, share, acknowledges });
                 Ok(switch(accepted))
             });
             opened.unwrap_or_else(|refusal| {
@@ -55,6 +58,15 @@ fn refuse(code: Code, message: &str) -> Box<Response> {
     Box::new(response::error(&Error::new(code, message)))
 }
 
+/// The place of a session among those of its client's address; a proxy has none of its own.
+fn share(state: &AppState, client: Client) -> Result<Option<Share>, Box<Response>> {
+    if client.is_proxy {
+        return Ok(None);
+    }
+    let share = state.sessions_by_address.take(counted(client.address));
+    share.map(Some).ok_or_else(|| refuse(Code::RateLimited, "as many sessions as one address may have here"))
+}
+
 /// The slot of a socket that may keep it until the time for its token has run out.
 fn unauthenticated(state: &AppState, client: Client) -> Result<Slot, Box<Response>> {
     let now = Instant::now();
@@ -65,14 +77,15 @@ fn unauthenticated(state: &AppState, client: Client) -> Result<Slot, Box<Respons
 
 fn accept(
     state: &AppState,
+    client: Option<Client>,
     method: &Method,
     headers: &HeaderMap,
     query: &str,
 ) -> Result<Opened, Box<Response>> {
-    let accepted = handshake::check(method, Version::HTTP_11, headers).map_err(|refusal| {
-        let error = Error::bad_request(refusal.reason);
-        let mut response = response::error_with(refusal.status, &error);
-        for (name, value) in refusal.headers() {
+    let accepted = handshake::check(method, Version::HTTP_11, headers).map_err(|refused| {
+        let error = Error::bad_request(refused.reason);
+        let mut response = response::error_with(refused.status, &error);
+        for (name, value) in refused.headers() {
             response.headers_mut().insert(name, HeaderValue::from_static(value));
         }
         Box::new(response)
@@ -84,7 +97,12 @@ fn accept(
         return Err(refuse(Code::Overloaded, "this node holds as many sessions as it may"));
     }
     let identity = identify(&state.verifier, headers, accepted.bearer.as_deref(), query)
-        .map_err(|error| refuse(Code::Unauthorized, &error.to_string()))?;
+        .map_err(|error| Box::new(response::error(&refusal(state, client, error))))?;
+    // The session will be counted exactly; this spares a socket that would be closed at once.
+    let held = identity.as_ref().map_or(0, |identity| state.router.hub().sessions_of(&identity.user).len());
+    if held >= state.sessions_per_user {
+        return Err(refuse(Code::RateLimited, "as many sessions as one user may have here"));
+    }
     Ok((accepted, identity))
 }
 

@@ -7,16 +7,24 @@ use tokio::sync::watch::Receiver;
 use super::supervise::Failures;
 use super::LOOPBACK_MAX;
 use crate::auth::Verifier;
+use crate::budgets::{Pace, Rates, Shares};
 use crate::bus::{Link, TopologyState};
 use crate::config::Config;
 use crate::http::body::BodyBudget;
 use crate::http::health::Health;
-use crate::http::rates::UserRates;
 use crate::http::slots::Slots;
 use crate::http::AppState;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::metrics::Metrics;
 use crate::router::Router;
+
+/// Users whose budget is not full. Overflow policy: further users are refused as `rate_limited`.
+const SENDERS_MAX: usize = 1 << 20;
+
+/// Of one address: 5 a second, 50 at once.
+const BAD_TOKENS: Pace = Pace::new(200_000_000, 50);
+/// Addresses that came with bad tokens lately. Overflow policy: further ones are told `rate_limited`.
+const ADDRESSES_MAX: usize = 1 << 16;
 
 pub(super) fn app_state(
     config: &Config,
@@ -32,10 +40,13 @@ pub(super) fn app_state(
         health: health(&lifecycle, router, link, failures),
         lifecycle,
         metrics: Arc::new(Metrics::new()),
-        rates: UserRates::new(config.message_rate),
+        rates: Arc::new(Rates::new(config.message_rate.map(Pace::from), SENDERS_MAX)),
+        bad_tokens: Arc::new(Rates::new(Some(BAD_TOKENS), ADDRESSES_MAX)),
+        sessions_by_address: Shares::new(config.sessions_per_address),
         bodies: BodyBudget::default(),
         unauthenticated: Slots::new(config.handshakes_max, config.connections_per_address),
         max_sessions: config.max_sessions,
+        sessions_per_user: config.sessions_per_user,
         max_message_bytes: config.max_message_bytes,
         body_timeout: config.header_timeout,
     })

@@ -193,10 +193,15 @@ impl Router {
     }
 
     /// A session of `user` begins. When this returns, this node's messages for the user reach it, mail first, and the
-    /// other nodes are being told. See [`presence::Presence`] for the order of locks.
-    pub fn open_session(&self, user: &UserId, session: Local) {
+    /// other nodes are being told. See [`presence::Presence`] for the order of locks. `false`: the user has `max` sessions
+    /// here already, and nothing was done.
+    #[must_use]
+    pub fn open_session(&self, user: &UserId, session: Local, max: usize) -> bool {
         let stepped = {
             let _presence = self.presence.lock(user);
+            if self.hub.sessions_of(user).len() >= max {
+                return false;
+            }
             // The barrier is closed before anything can arrive.
             let has_mail = !self.hub.holds(user) && self.mail.may_have(user);
             let event = Event::SessionsOpened { may_have_mail: true };
@@ -208,6 +213,7 @@ impl Router {
             stepped
         };
         stepped.into_iter().for_each(|cell| self.paths.execute_of(cell, self));
+        true
     }
 
     /// The inverse of [`Router::open_session`].

@@ -1,90 +1,69 @@
-//! Token buckets of eight bytes: how many requests a session may make. Pure.
+//! Which requests of a session are granted, which are refused, and when it is closed. Pure.
 
-use crate::config::RateLimit;
+use crate::budgets::{Bucket, Pace};
 
-/// How fast a bucket fills, and how much it holds.
+/// Tokens that may be refused before a session is closed with 4101. One is forgiven every ten seconds: slow enough to
+/// reach the limit at any rate above the allowed one, fast enough that rare mistakes of a long session do not add up.
+const REFUSALS: Pace = Pace::new(10_000_000_000, 1_000);
+
+/// What a session may still ask for, and be refused.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Pace {
-    /// Nanoseconds until a token has come back.
-    token_ns: u64,
-    burst: u32,
+pub(super) struct Allowance {
+    requests: Bucket,
+    refusals: Bucket,
 }
 
-/// Tokens that the rate limit refuses before it closes a session with 4101. One is forgiven every ten seconds: slow enough to reach
-/// the limit at any rate above the allowed one, fast enough that rare mistakes of a long session do not add up.
-pub(super) const REFUSALS: Pace = Pace { token_ns: 10_000_000_000, burst: 1_000 };
-
-impl From<RateLimit> for Pace {
-    fn from(rate: RateLimit) -> Self {
-        Self { token_ns: 1_000_000_000 / u64::from(rate.per_second.get()), burst: rate.burst.get() }
-    }
-}
-
-/// The generic cell rate algorithm (ITU-T I.371 annex A): the moment at which the bucket will be full again, in
-/// nanoseconds on the worker's clock. Integers only, so that no refill is lost to rounding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Bucket {
-    full_at_ns: u64,
+pub(super) enum Verdict {
+    Granted,
+    Refused,
+    /// Refused so often that the session must be closed.
+    Close,
 }
 
-impl Bucket {
-    pub(super) const FULL: Self = Self { full_at_ns: 0 };
+impl Allowance {
+    pub(super) const FULL: Self = Self { requests: Bucket::FULL, refusals: Bucket::FULL };
 
-    /// Takes so many tokens, or none if there are not enough. `now_ms` is on the worker's clock.
-    pub(super) fn take(self, pace: Pace, tokens: u32, now_ms: u64) -> Option<Self> {
-        let now_ns = now_ms * 1_000_000;
-        let full_at_ns = self.full_at_ns.max(now_ns) + pace.token_ns * u64::from(tokens);
-        (full_at_ns - now_ns <= pace.token_ns * u64::from(pace.burst)).then_some(Self { full_at_ns })
+    /// Asks for so many tokens of the session, and then of its user; `now_ms` is on the worker's clock.
+    pub(super) fn ask(
+        self,
+        pace: Pace,
+        tokens: u32,
+        now_ms: u64,
+        may_user: impl FnOnce() -> bool,
+    ) -> (Self, Verdict) {
+        if let Some(requests) = self.requests.take(pace, tokens, now_ms).filter(|_| may_user()) {
+            return (Self { requests, ..self }, Verdict::Granted);
+        }
+        match self.refusals.take(REFUSALS, tokens, now_ms) {
+            Some(refusals) => (Self { refusals, ..self }, Verdict::Refused),
+            None => (self, Verdict::Close),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::num::NonZeroU32;
 
-    fn pace(per_second: u32, burst: u32) -> Pace {
-        let number = |number| NonZeroU32::new(number).unwrap();
-        RateLimit { per_second: number(per_second), burst: number(burst) }.into()
-    }
+    /// 100 requests a second, 200 at once.
+    const PACE: Pace = Pace::new(10_000_000, 200);
 
-    #[test]
-    fn bursts_then_refills_exactly() {
-        let pace = pace(10, 3);
-        let mut bucket = Bucket::FULL;
-        for _ in 0..3 {
-            bucket = bucket.take(pace, 1, 0).unwrap();
-        }
-        assert!(bucket.take(pace, 1, 99).is_none());
-        assert!(bucket.take(pace, 1, 100).is_some());
-        assert!(bucket.take(pace, 2, 100).is_none(), "all or none");
-        let later = bucket.take(pace, 3, 100_000).unwrap();
-        assert!(later.take(pace, 1, 100_000).is_none(), "never more than the burst");
-    }
-
-    #[test]
-    fn no_refill_is_lost_at_a_low_rate_and_a_large_burst() {
-        let pace = pace(1, 1_000_000);
-        let mut bucket = Bucket::FULL.take(pace, 1_000_000, 0).unwrap();
-        for second in 1..=1_000u64 {
-            bucket = bucket.take(pace, 1, second * 1_000).unwrap();
-            assert!(bucket.take(pace, 1, second * 1_000 + 999).is_none());
-        }
-    }
-
-    /// When a client that asks this often, and is granted 100/s, is closed.
-    fn closed_after_ms(requests_per_second: u64) -> Option<u64> {
-        let pace = pace(100, 200);
-        let (mut bucket, mut refusals) = (Bucket::FULL, Bucket::FULL);
+    /// When a client that asks this often is closed.
+    fn closed_after_ms(requests_per_second: u64, user_has: u32) -> Option<u64> {
+        let (mut allowance, mut user_has) = (Allowance::FULL, user_has);
         for request in 0..requests_per_second * 600 {
             let now_ms = request * 1_000 / requests_per_second;
-            match bucket.take(pace, 1, now_ms) {
-                Some(left) => bucket = left,
-                None => match refusals.take(REFUSALS, 1, now_ms) {
-                    Some(left) => refusals = left,
-                    None => return Some(now_ms),
-                },
+            let may_user = || {
+                let may = user_has > 0;
+                user_has = user_has.saturating_sub(1);
+                may
+            };
+            let (left, verdict) = allowance.ask(PACE, 1, now_ms, may_user);
+            if verdict == Verdict::Close {
+                return Some(now_ms);
             }
+            allowance = left;
         }
         None
     }
@@ -95,10 +74,17 @@ mod tests {
             let excess = rate - 100;
             // A thousand refusals, and the burst before the first of them.
             let expected_ms = 1_200 * 1_000 / excess;
-            let closed_ms = closed_after_ms(rate).expect("closed");
+            let closed_ms = closed_after_ms(rate, u32::MAX).expect("closed");
             assert!(closed_ms <= expected_ms + expected_ms / 20 + 10, "{rate}/s: after {closed_ms} ms");
         }
-        assert_eq!(closed_after_ms(100), None);
-        assert_eq!(closed_after_ms(50), None);
+        assert_eq!(closed_after_ms(100, u32::MAX), None);
+        assert_eq!(closed_after_ms(50, u32::MAX), None);
+    }
+
+    #[test]
+    fn what_other_sessions_of_the_user_have_used_up_is_refused_here_as_well() {
+        assert_eq!(Allowance::FULL.ask(PACE, 1, 0, || false).1, Verdict::Refused);
+        let closed_ms = closed_after_ms(90, 0).expect("closed");
+        assert!((10_000..13_000).contains(&closed_ms), "{closed_ms}");
     }
 }

@@ -9,7 +9,7 @@
 //! - `socket.rs`: the bounded queue of frames to a socket; `acks.rs`: the messages that the client has yet to
 //!   acknowledge.
 //! - `presence.rs`: questions for who is online, and who is in a channel.
-//! - `limiter.rs`: how many requests a client may make.
+//! - `limiter.rs`: which requests are granted, and which client is closed.
 
 mod acks;
 mod deadlines;
@@ -26,13 +26,16 @@ mod sweep;
 mod task;
 pub mod worker;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 
 use crate::auth::{Identity, Verifier};
+use crate::budgets::{Rates, Share};
 use crate::config::RateLimit;
+use crate::ids::UserId;
 use crate::metrics::Metrics;
 use crate::protocol::Codec;
 
@@ -43,6 +46,8 @@ pub struct SessionSettings {
     pub metrics: Arc<Metrics>,
     /// On this node. Overflow policy: the newest is closed with 4100.
     pub sessions_max: usize,
+    /// Of one user on this node. Overflow policy: the newest is closed with 4100.
+    pub sessions_per_user: usize,
     /// Sessions of one worker that have no user yet. Overflow policy: the newest is closed with 4100.
     pub unauthenticated_max: usize,
     /// Channels of one session. Overflow policy: `bad_request`.
@@ -52,7 +57,11 @@ pub struct SessionSettings {
     /// client that acknowledges: unacknowledged ones, and again those that wait. Overflow policy: the socket is closed
     /// with 4102.
     pub outbox_bytes_max: usize,
+    /// Of each session; the same of each user, through all doors.
     pub publish_rate: Option<RateLimit>,
+    pub rates: Arc<Rates<UserId>>,
+    /// By client address: beyond, a bad `auth` frame is answered with 4101 instead of 4001.
+    pub bad_tokens: Arc<Rates<IpAddr>>,
     /// Publishes of one session that await their settlement. Overflow policy: `overloaded`.
     pub in_flight_max: u32,
     /// Publishes of all sessions of a worker that await their settlement, or whose reply is not yet written. Overflow
@@ -72,6 +81,8 @@ pub struct Admission {
     pub identity: Option<Identity>,
     /// Counts a socket that has no user yet: dropped when the session has one, or ends.
     pub unauthenticated: Option<Box<dyn Send>>,
+    /// Counts the session among those of its client's address; dropped when it ends.
+    pub share: Option<Share>,
     /// Messages count as delivered when the client acknowledges them, not when they are written.
     pub acknowledges: bool,
     pub codec: Codec,

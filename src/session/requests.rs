@@ -2,7 +2,10 @@
 //! answered.
 
 use std::rc::Rc;
+use std::time::Instant;
 
+use crate::auth::AuthError;
+use crate::budgets::Share;
 use crate::clock::Now;
 use crate::error::{Code, Error};
 use crate::protocol::close::CloseCode;
@@ -10,7 +13,7 @@ use crate::protocol::message::Sender;
 use crate::protocol::publish::PublishRequest;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Refusal, Request, RequestBody};
-use crate::session::limiter::REFUSALS;
+use crate::session::limiter::Verdict;
 use crate::session::presence;
 use crate::session::replies::{Awaited, Fate};
 use crate::session::state::{Phase, Session};
@@ -32,16 +35,30 @@ pub(super) fn handle(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str
 
 fn handle_unauthenticated(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
     let identity = match session.codec.decode(text).map(|request| request.body) {
-        Ok(RequestBody::Auth(token)) => worker.settings.verifier.verify(&token).ok(),
-        _ => None,
+        Ok(RequestBody::Auth(token)) => worker.settings.verifier.verify(&token),
+        _ => Err(AuthError::Missing),
     };
     match identity {
         // The limit was checked when the socket came, but other sessions may have authenticated since.
-        Some(_) if worker.router.hub().sessions() >= worker.settings.sessions_max => {
+        Ok(_) if worker.router.hub().sessions() >= worker.settings.sessions_max => {
             session.close(CloseCode::OverCapacity, 0, worker.now())
         }
-        Some(identity) => worker.admit(session, identity),
-        None => session.close(CloseCode::Unauthorized, 0, worker.now()),
+        Ok(identity) => worker.admit(session, identity),
+        Err(error) => session.close(refusal(worker, session, error), 0, worker.now()),
+    }
+}
+
+/// How a socket is closed whose first frame was no good token. As over HTTP, an address may fail so often.
+fn refusal(worker: &WorkerState, session: &Session, error: AuthError) -> CloseCode {
+    let address = session.share.as_ref().map(Share::address);
+    tracing::debug!(?address, reason = error.reason(), "credentials refused");
+    match (error, address) {
+        (AuthError::Invalid(_), Some(address))
+            if !worker.settings.bad_tokens.take(&address, 1, Instant::now()) =>
+        {
+            CloseCode::RateLimited
+        }
+        _ => CloseCode::Unauthorized,
     }
 }
 
@@ -111,20 +128,19 @@ fn carry_out(worker: &Rc<WorkerState>, session: &Rc<Session>, request: Request<'
     Ok(())
 }
 
-/// Whether the session may make a request that costs so many tokens now. A session that goes on after refusals is
-/// closed.
+/// Whether the session, and its user through all doors, may make a request that costs so many tokens now. A session
+/// that goes on after refusals is closed.
 pub(super) fn take_tokens(worker: &WorkerState, session: &Session, tokens: u32) -> bool {
     let Some(pace) = worker.pace else { return true };
-    let uptime_ms = worker.uptime_ms();
-    if let Some(left) = session.requests.get().take(pace, tokens, uptime_ms) {
-        session.requests.set(left);
-        return true;
+    let identity = session.identity();
+    let may_user =
+        || identity.is_none_or(|identity| worker.settings.rates.take(&identity.user, tokens, Instant::now()));
+    let (left, verdict) = session.allowance.get().ask(pace, tokens, worker.uptime_ms(), may_user);
+    session.allowance.set(left);
+    if verdict == Verdict::Close {
+        session.close(CloseCode::RateLimited, 0, worker.now());
     }
-    match session.refusals.get().take(REFUSALS, tokens, uptime_ms) {
-        Some(left) => session.refusals.set(left),
-        None => session.close(CloseCode::RateLimited, 0, worker.now()),
-    }
-    false
+    verdict == Verdict::Granted
 }
 
 fn refresh(

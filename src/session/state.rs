@@ -7,6 +7,7 @@ use std::task::Waker;
 use bytes::Bytes;
 
 use crate::auth::Identity;
+use crate::budgets::Share;
 use crate::hub::Tally;
 use crate::ids::ChannelName;
 use crate::protocol::close::CloseCode;
@@ -16,7 +17,7 @@ use crate::protocol::wire::{self, Decoder};
 use crate::protocol::Codec;
 use crate::session::acks::{AckWindow, Admit};
 use crate::session::deadlines::Unfinished;
-use crate::session::limiter::Bucket;
+use crate::session::limiter::Allowance;
 use crate::session::socket::{Sent, Socket};
 use crate::session::subscriptions::OwnChannels;
 
@@ -59,9 +60,9 @@ pub(super) struct Session {
     /// A ping was sent, and its pong has not come. Any other pong is unsolicited (RFC 6455 section 5.5.3).
     pub(super) owes_pong: Cell<bool>,
     pub(super) unfinished: Cell<Option<Unfinished>>,
-    pub(super) requests: Cell<Bucket>,
-    /// Tokens that the rate limit may still refuse before the session is closed.
-    pub(super) refusals: Cell<Bucket>,
+    pub(super) allowance: Cell<Allowance>,
+    /// Counts the session among those of its client's address.
+    pub(super) share: Option<Share>,
     /// Publishes and subscriptions that have no reply yet.
     pub(super) in_flight: Cell<u32>,
     /// 1006 is for a connection that ended without a close frame (RFC 6455 section 7.4.1).
@@ -79,6 +80,7 @@ pub(super) struct Opening {
     pub(super) message_bytes_max: u32,
     pub(super) outbox_bytes_max: u32,
     pub(super) acknowledges: bool,
+    pub(super) share: Option<Share>,
 }
 
 impl Session {
@@ -102,8 +104,8 @@ impl Session {
             awaits_pong: Cell::new(false),
             owes_pong: Cell::new(false),
             unfinished: Cell::new(None),
-            requests: Cell::new(Bucket::FULL),
-            refusals: Cell::new(Bucket::FULL),
+            allowance: Cell::new(Allowance::FULL),
+            share: opening.share,
             in_flight: Cell::new(0),
             close_code: Cell::new(1006),
             outbox_bytes_max: opening.outbox_bytes_max,

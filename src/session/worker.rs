@@ -9,6 +9,7 @@ use slab::Slab;
 use tokio::sync::mpsc;
 
 use crate::auth::Identity;
+use crate::budgets::Pace;
 use crate::clock::unix_ms;
 use crate::hub::{Commands, Local};
 use crate::protocol::close::CloseCode;
@@ -17,7 +18,6 @@ use crate::router::Router;
 use crate::session::deadlines::Intervals;
 use crate::session::delivery;
 use crate::session::drain::Drain;
-use crate::session::limiter::Pace;
 use crate::session::replies::{self, LateReply, Replies};
 use crate::session::socket::Socket;
 use crate::session::state::{Opening, Phase, Session};
@@ -144,7 +144,8 @@ impl WorkerState {
     }
 
     fn accept_socket(self: &Rc<Self>, admission: Admission) {
-        let Admission { stream, mut early, identity, unauthenticated, acknowledges, codec } = admission;
+        let Admission { stream, mut early, identity, unauthenticated, share, acknowledges, codec } =
+            admission;
         let now = self.now();
         let waiting = self.unauthenticated.get();
         let unauthenticated_max = self.settings.unauthenticated_max;
@@ -167,6 +168,7 @@ impl WorkerState {
             message_bytes_max: self.settings.message_bytes_max,
             outbox_bytes_max: u32::try_from(self.settings.outbox_bytes_max).unwrap_or(u32::MAX),
             acknowledges,
+            share,
         };
         let session = Rc::new(Session::new(Socket::new(stream), unauthenticated, opening));
         entry.insert(session.clone());
@@ -203,7 +205,9 @@ impl WorkerState {
         };
         // First registered, then welcome: a client that has its welcome can be reached. No message overtakes the
         // welcome, since messages come through this worker's queue.
-        self.router.open_session(&identity.user, local);
+        if !self.router.open_session(&identity.user, local, self.settings.sessions_per_user) {
+            return session.close(CloseCode::OverCapacity, 0, self.now());
+        }
         session.send(&session.codec.welcome(&welcome), None, self.now());
         session.identify(identity);
         self.unauthenticated.set(self.unauthenticated.get() - 1);

@@ -20,11 +20,11 @@ pub fn token(user: &str, ttl_s: u64, caps: &[&str]) -> String {
 }
 
 /// The head of the answer to an upgrade request with further header lines.
-async fn answer(cluster: &Cluster, path: &str, lines: &str) -> String {
+pub async fn answer(cluster: &Cluster, path: &str, lines: &str) -> String {
     RawClient::request(cluster.ws(0), &upgrade_request(path, lines)).await.0
 }
 
-fn status(head: &str) -> u16 {
+pub fn status(head: &str) -> u16 {
     head.split(' ').nth(1).unwrap().parse().unwrap()
 }
 

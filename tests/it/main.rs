@@ -17,6 +17,7 @@ mod record;
 mod sabotage;
 
 mod broker_away;
+mod budgets;
 mod channel_counts;
 mod channel_members;
 mod channel_messages;

@@ -33,7 +33,7 @@ async fn opening_and_closing_sessions_never_waits_for_those_who_look() {
                 let user = &users[(round as usize * 7 + thread as usize) % USERS];
                 // Above any counter that a socket of this test could have.
                 let counter = u64::MAX - (round * 2 + thread);
-                router.open_session(user, Local { counter, since_ms: 0 });
+                assert!(router.open_session(user, Local { counter, since_ms: 0 }, usize::MAX));
                 router.close_session(user, counter);
                 progress.fetch_add(1, Ordering::Relaxed);
             }
@@ -74,7 +74,7 @@ async fn opening_and_closing_sessions_never_waits_for_those_who_look() {
     for user in users.iter() {
         cluster.knows(user.as_str(), &[]).await;
     }
-    router.open_session(&users[0], Local { counter: 1, since_ms: 0 });
+    assert!(router.open_session(&users[0], Local { counter: 1, since_ms: 0 }, usize::MAX));
     cluster.knows(users[0].as_str(), &[0]).await;
     router.close_session(&users[0], 1);
 }

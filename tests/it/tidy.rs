@@ -10,7 +10,19 @@ const FUNCTION_LINES_MAX: usize = 70;
 /// Modules in layers, the lowest first. A module imports from lower layers, and from its own only what is named
 /// in [`SIDEWAYS`].
 const LAYERS: &[&[&str]] = &[
-    &["auth", "clock", "config", "error", "ids", "lifecycle", "metrics", "output", "protocol", "sabotage"],
+    &[
+        "auth",
+        "budgets",
+        "clock",
+        "config",
+        "error",
+        "ids",
+        "lifecycle",
+        "metrics",
+        "output",
+        "protocol",
+        "sabotage",
+    ],
     &["bus"],
     &["hub", "directory", "delivery", "mail"],
     &["router"],

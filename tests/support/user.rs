@@ -180,6 +180,18 @@ impl User {
         }
     }
 
+    /// The session when it is welcome, or how it ended instead.
+    pub async fn welcome_or_end(mut self) -> Result<Self, End> {
+        match self.hear().await {
+            Heard::Frame(frame) if frame["type"] == "welcome" => Ok(Self { welcome: frame, ..self }),
+            Heard::Frame(frame) => {
+                self.kept.push_back(frame);
+                Err(self.end().await)
+            }
+            Heard::Closed(code) => Err(End { code, disconnect: None }),
+        }
+    }
+
     /// Checks that the session ends with this code, and that the `disconnect` frame said the same before.
     pub async fn expect_close(&mut self, code: u16) -> Value {
         let end = self.end().await;
