@@ -17,6 +17,7 @@ use warren::cli::{config_text, Cli, Command};
 use warren::config::{Config, LogFormat};
 use warren::http::listener::raise_file_limit;
 use warren::migrate;
+use warren::node::keys::KeyReload;
 use warren::node::Node;
 use warren::output::Output;
 
@@ -179,16 +180,14 @@ impl Signals {
         })
     }
 
-    /// Returns when the node is to stop. A terminal that is closed (SIGHUP) does not end a node.
-    async fn stop(&mut self) {
+    /// Returns when the node is to stop. SIGHUP has the keys read again, also that of a terminal that is closed.
+    async fn stop(&mut self, keys: &KeyReload) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
                 _ = self.quit.recv() => return,
-                _ = self.hangup.recv() => {
-                    tracing::info!("SIGHUP ignored: changed settings need a restart");
-                }
+                _ = self.hangup.recv() => keys.now(),
             }
         }
     }
@@ -208,15 +207,16 @@ async fn run(config: Config, terminal: &Output) -> Result<ExitCode, String> {
         node.tasks().spawn("test", async { std::panic::panic_any("asked for by a test") });
     }
     let failed = node.failed();
+    let keys = node.keys().clone();
     tokio::select! {
-        () = signals.stop() => {}
+        () = signals.stop(&keys) => {}
         failure = failed => {
             tracing::error!(%failure, "the node ends");
             return Ok(end_failed(node).await);
         }
     }
     tracing::info!("draining; a second signal hurries");
-    node.drain(signals.stop()).await;
+    node.drain(signals.stop(&keys)).await;
     node.stop().await;
     Ok(ExitCode::SUCCESS)
 }

@@ -9,7 +9,7 @@ mod caps;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use jsonwebtoken::errors::ErrorKind;
@@ -112,7 +112,8 @@ pub struct SelfTestFailed;
 pub enum Verifier {
     /// Everybody is who they say: the token is the user id.
     Insecure,
-    Checked(Keys),
+    /// Locked for as long as it takes to copy or to replace the pointer.
+    Checked(RwLock<Arc<Keys>>),
 }
 
 pub struct Keys {
@@ -135,19 +136,28 @@ struct Claims {
 
 impl Verifier {
     pub fn new(config: &Config) -> Result<Self, SelfTestFailed> {
-        let Auth::Jwt(jwt) = &config.auth else { return Ok(Verifier::Insecure) };
-        let mut keys = Vec::new();
-        if let Some(secret) = &jwt.secret {
-            let key = DecodingKey::from_secret(secret.expose().as_bytes());
-            keys.push((key, validation(Algorithm::HS256, jwt)));
+        match &config.auth {
+            Auth::Insecure => Ok(Verifier::Insecure),
+            Auth::Jwt(jwt) => Ok(Verifier::Checked(RwLock::new(Arc::new(Keys::new(jwt, &config.api_keys)?)))),
         }
-        if let Some(public) = &jwt.public_key {
-            keys.push((public.key.clone(), validation(public.algorithm, jwt)));
+    }
+
+    /// Takes the keys of another configuration from now on. Who is connected stays so: a session ends with its token.
+    /// Whether tokens are checked at all does not change.
+    pub fn replace_keys(&self, config: &Config) -> Result<(), SelfTestFailed> {
+        if let (Verifier::Checked(current), Auth::Jwt(jwt)) = (self, &config.auth) {
+            let keys = Arc::new(Keys::new(jwt, &config.api_keys)?);
+            *current.write().unwrap_or_else(PoisonError::into_inner) = keys;
         }
-        self_test(&keys)?;
-        let digest = |key: &ApiKey| (key.name.as_str().into(), Sha256::digest(key.key.expose()).into());
-        let api_keys = config.api_keys.iter().map(digest).collect();
-        Ok(Verifier::Checked(Keys { keys, issuer: jwt.issuer.clone(), api_keys }))
+        Ok(())
+    }
+
+    /// `None`: nothing is checked.
+    fn keys(&self) -> Option<Arc<Keys>> {
+        match self {
+            Verifier::Insecure => None,
+            Verifier::Checked(keys) => Some(keys.read().unwrap_or_else(PoisonError::into_inner).clone()),
+        }
     }
 
     /// Checks a user's token.
@@ -158,22 +168,19 @@ impl Verifier {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(AuthError::Invalid("too_long"));
         }
-        match self {
-            Verifier::Insecure => {
+        match self.keys() {
+            None => {
                 let user = UserId::new(token).map_err(|_| AuthError::Invalid("user"))?;
                 Ok(Identity { user, expires_unix_s: None, caps: Caps::All, channels: Arc::default() })
             }
-            Verifier::Checked(keys) => keys.verify(token),
+            Some(keys) => keys.verify(token),
         }
     }
 
     /// Checks what came as `Authorization: Bearer` to the HTTP API: an API key, or a user's token. In insecure
     /// mode everybody is a service, with or without it.
     pub fn api(&self, bearer: Option<&str>) -> Result<Caller, AuthError> {
-        let keys = match self {
-            Verifier::Insecure => return Ok(Caller::Service(INSECURE_SERVICE.into())),
-            Verifier::Checked(keys) => keys,
-        };
+        let Some(keys) = self.keys() else { return Ok(Caller::Service(INSECURE_SERVICE.into())) };
         let bearer = bearer.ok_or(AuthError::Missing)?;
         if let Some(name) = keys.service(bearer) {
             return Ok(Caller::Service(name));
@@ -183,6 +190,21 @@ impl Verifier {
 }
 
 impl Keys {
+    fn new(jwt: &Jwt, api_keys: &[ApiKey]) -> Result<Self, SelfTestFailed> {
+        let mut keys = Vec::new();
+        if let Some(secret) = &jwt.secret {
+            let key = DecodingKey::from_secret(secret.expose().as_bytes());
+            keys.push((key, validation(Algorithm::HS256, jwt)));
+        }
+        if let Some(public) = &jwt.public_key {
+            keys.push((public.key.clone(), validation(public.algorithm, jwt)));
+        }
+        self_test(&keys)?;
+        let digest = |key: &ApiKey| (key.name.as_str().into(), Sha256::digest(key.key.expose()).into());
+        let api_keys = api_keys.iter().map(digest).collect();
+        Ok(Self { keys, issuer: jwt.issuer.clone(), api_keys })
+    }
+
     fn verify(&self, token: &str) -> Result<Identity, AuthError> {
         let header = decode_header(token).map_err(|_| AuthError::Invalid("malformed"))?;
         // We understand no extension, so one that must be understood is a refusal (RFC 7515 section 4.1.11).

@@ -96,12 +96,13 @@ pub const KEYS: &[Key] = &[
     // who
     word("AUTH", "jwt with a key, else insecure", &["jwt", "insecure"], "`insecure` believes every client; it must be said explicitly to listen beyond loopback"),
     secret("JWT_SECRET", "at least 32 bytes", "the key of HS256 tokens"),
-    text("JWT_SECRET_FILE", "", "path", "a file with that key"),
+    text("JWT_SECRET_FILE", "", "path", "a file with that key; files with keys are read again on SIGHUP, and within 10 s after they change"),
     text("JWT_PUBLIC_KEY", "", "PEM: RSA of 2048 bits or more, or Ed25519", "the key of RS256 or EdDSA tokens; line ends may be written `\\n`"),
     text("JWT_PUBLIC_KEY_FILE", "", "path", "a file with that key"),
     text("JWT_ISSUER", "", "text", "when given, tokens must have this `iss`"),
     text("JWT_AUDIENCE", "", "text", "when given, tokens must have this `aud`; when not, tokens with an `aud` are refused (RFC 7519 section 4.1.3)"),
     secret("API_KEYS", "comma-separated key or name=key, each key at least 16 characters", "keys of backend services for `/v1`; the name (`api` without one) is the sender that receivers see, and message ids are scoped by it; two keys of one name allow to change them"),
+    text("API_KEYS_FILE", "", "path", "a file with those keys, separated by commas or line ends"),
     text("ALLOWED_ORIGINS", "", "comma-separated scheme://host[:port], or *", "the `Origin` that browsers may come with; empty = it must be the host that the request is for, with the scheme that the client used"),
     text("TRUSTED_PROXIES", "", "comma-separated addresses or networks, e.g. 10.0.0.0/8", "the proxies whose `Forwarded` or `X-Forwarded-For` and `X-Forwarded-Proto` are believed; behind a proxy that ends TLS this or `WARREN_ALLOWED_ORIGINS` must be set"),
     // how much

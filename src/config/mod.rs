@@ -15,6 +15,7 @@ mod values;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::ids::{NodeId, NODE_ID_BYTES_MAX};
@@ -44,6 +45,8 @@ pub struct Config {
     pub queue_type: QueueType,
     pub auth: Auth,
     pub api_keys: Vec<ApiKey>,
+    /// The files that keys were read from.
+    pub key_files: Vec<PathBuf>,
     pub origins: Origins,
     pub workers: usize,
     pub max_sessions: usize,
@@ -137,6 +140,7 @@ impl Config {
                 _ => QueueType::Classic,
             },
             api_keys: api_keys(&mut from, &auth),
+            key_files: key_files(&mut from),
             auth,
             origins: origins(&mut from),
             workers: workers(&mut from),
@@ -290,9 +294,9 @@ fn amqp_urls(from: &mut Reading) -> Vec<AmqpUrl> {
 }
 
 fn api_keys(from: &mut Reading, auth: &Auth) -> Vec<ApiKey> {
-    let list = from.text("API_KEYS").unwrap_or_default();
+    let list = from.text_or_file("API_KEYS").unwrap_or_default();
     let mut keys = Vec::new();
-    for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+    for entry in list.split([',', '\n']).map(str::trim).filter(|entry| !entry.is_empty()) {
         match ApiKey::parse(entry) {
             Ok(key) => keys.push(key),
             Err(why) => from.mistake("API_KEYS", None, why),
@@ -302,6 +306,11 @@ fn api_keys(from: &mut Reading, auth: &Auth) -> Vec<ApiKey> {
         from.mistake("API_KEYS", None, "needs a JWT key: in insecure mode everybody may call the API");
     }
     keys
+}
+
+fn key_files(from: &mut Reading) -> Vec<PathBuf> {
+    let names = ["JWT_SECRET_FILE", "JWT_PUBLIC_KEY_FILE", "API_KEYS_FILE"];
+    names.iter().filter_map(|name| from.text(name)).map(PathBuf::from).collect()
 }
 
 fn origins(from: &mut Reading) -> Origins {

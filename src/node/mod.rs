@@ -1,10 +1,12 @@
 //! A node: puts the parts together, owns every task and thread, drives the phases of its life.
 //!
 //! - `worker_thread.rs`: the thread that serves a listener and its sockets.
+//! - [`keys`]: reads keys again.
 //! - `state.rs`: what HTTP requests need, and what readiness is judged by.
 //! - `supervise.rs`: notices the end of tasks and threads that should have gone on.
 //! - `watch.rs`: the small tasks that follow the link, the cluster and the clock.
 
+pub mod keys;
 mod state;
 mod supervise;
 mod watch;
@@ -41,6 +43,7 @@ use crate::router::readings::{sweep, Readings};
 use crate::router::{Places, Router, RouterSettings};
 use crate::session::worker::ADMISSIONS_MAX;
 use crate::session::SessionSettings;
+use keys::KeyReload;
 use state::app_state;
 pub use supervise::{Failure, Failures, Tasks};
 use worker_thread::WorkerThread;
@@ -76,6 +79,7 @@ pub struct Node {
     router: Arc<Router>,
     bus: Arc<dyn Bus>,
     tasks: Tasks,
+    keys: KeyReload,
     directory_service: ServiceHandle,
     mail_service: mail::index::ServiceHandle,
     workers: Vec<std::thread::JoinHandle<()>>,
@@ -138,6 +142,7 @@ impl Node {
         };
         let router = Router::new(settings, places);
         let tasks = Tasks::new();
+        let keys = KeyReload::new(verifier.clone(), &config);
         let state = app_state(&config, &router, verifier, bus.link(), tasks.failures().clone());
         let mut node = Self {
             id: config.node_id.clone(),
@@ -149,12 +154,14 @@ impl Node {
             router,
             bus,
             tasks,
+            keys,
             directory_service,
             mail_service,
             workers: Vec::new(),
             running: Sender::new(()),
         };
         node.tasks.spawn_endless("receipts", async move { drop(receipt_task.await) });
+        node.tasks.spawn_endless("keys", node.keys.clone().follow());
         node.tasks.spawn_endless("readings", readings.run(node.router.clone()));
         node.tasks.spawn_endless("sweep", sweep(node.router.clone()));
         node.spawn_pumps(&config, &state, inboxes, members);
@@ -269,6 +276,10 @@ impl Node {
 
     pub fn router(&self) -> &Arc<Router> {
         &self.router
+    }
+
+    pub fn keys(&self) -> &KeyReload {
+        &self.keys
     }
 
     pub fn lifecycle(&self) -> &Lifecycle {

@@ -14,9 +14,14 @@ use crate::support::user::User;
 
 /// A token that nodes with [`CHECKED`] take, for so many seconds.
 pub fn token(user: &str, ttl_s: u64, caps: &[&str]) -> String {
+    signed_by(JWT_SECRET, user, ttl_s, caps)
+}
+
+/// The same with another secret.
+pub fn signed_by(secret: &str, user: &str, ttl_s: u64, caps: &[&str]) -> String {
     let caps: Vec<String> = caps.iter().map(|cap| (*cap).to_owned()).collect();
     let user = UserId::new(user).unwrap();
-    mint(&user, Duration::from_secs(ttl_s), &caps, &config("mint", CHECKED)).unwrap()
+    mint(&user, Duration::from_secs(ttl_s), &caps, &config("mint", &[("JWT_SECRET", secret)])).unwrap()
 }
 
 /// The head of the answer to an upgrade request with further header lines.

@@ -30,6 +30,7 @@ mod hostile;
 mod http;
 mod http_details;
 mod ingress;
+mod keys;
 mod limits;
 mod presence;
 mod process;

@@ -3,5 +3,6 @@
 pub mod api;
 pub mod eventually;
 pub mod nodes;
+pub mod process;
 pub mod raw_ws;
 pub mod user;
