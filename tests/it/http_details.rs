@@ -269,3 +269,43 @@ async fn services_have_names_and_their_ids_do_not_meet() {
         );
     }
 }
+
+#[tokio::test]
+async fn what_two_servers_could_read_differently_is_refused() {
+    let cluster = Cluster::start(1, &[]).await;
+    // What a server in front that reads it otherwise would let through as a request of somebody else.
+    let hidden = "GET /v1/users/smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let body = format!("0\r\n\r\n{hidden}");
+    let length = body.len();
+    for lines in [
+        format!("Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n"),
+        format!("Transfer-Encoding: chunked\r\nContent-Length: {length}\r\n"),
+        format!("Content-Length: 5\r\nContent-Length: {length}\r\n"),
+        format!("Content-Length: 5, {length}\r\n"),
+        "Content-Length: +5\r\n".into(),
+        "Content-Length: 0x5\r\n".into(),
+        "Content-Length: -1\r\n".into(),
+        "Content-Length : 5\r\n".into(),
+        "Transfer-Encoding : chunked\r\n".into(),
+        "Transfer-Encoding: xchunked\r\n".into(),
+        "Transfer-Encoding: chunked, identity\r\n".into(),
+        "Transfer-Encoding: identity\r\n".into(),
+        "Transfer-Encoding:\x0bchunked\r\n".into(),
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n".into(),
+        "X: a\r\n Transfer-Encoding: chunked\r\n".into(),
+        "X: a\rTransfer-Encoding: chunked\r\n".into(),
+        "X\0: a\r\n".into(),
+        " X: a\r\n".into(),
+    ] {
+        let request = format!("POST /v1/messages HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n{body}");
+        let mut stream = TcpStream::connect(cluster.ws(0)).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut read = Vec::new();
+        let _ = timeout(PATIENCE, stream.read_to_end(&mut read))
+            .await
+            .unwrap_or_else(|_| panic!("{lines:?}: stays open"));
+        let text = String::from_utf8_lossy(&read);
+        assert!(text.starts_with("HTTP/1.1 400"), "{lines:?}: {text}");
+        assert_eq!(text.matches("HTTP/1.1 ").count(), 1, "{lines:?}: {text}");
+    }
+}

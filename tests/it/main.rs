@@ -37,6 +37,8 @@ mod process;
 mod readme;
 mod rfc6455;
 mod routing;
+mod secrets;
+mod security;
 mod session;
 mod tidy;
 mod wire_differential;
