@@ -10,6 +10,8 @@
 //! may have been shown already. Nothing rests on a clock.
 
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -115,6 +117,17 @@ pub struct BoxReader {
     /// In order. `None`: the reading has ended, by request or because the link was lost.
     pub events: mpsc::Receiver<BoxEvent>,
     requests: mpsc::Sender<BoxRequest>,
+    carried_out: Arc<AtomicBool>,
+}
+
+/// The ends of a reading that the task behind it holds.
+#[derive(Debug)]
+pub(super) struct BoxTask {
+    /// Dropped last: who sees the end of the events may read again.
+    pub events: mpsc::Sender<BoxEvent>,
+    pub requests: mpsc::Receiver<BoxRequest>,
+    /// To be set before the end if the broker has carried out every acknowledgement that a token took.
+    pub carried_out: Arc<AtomicBool>,
 }
 
 /// Requests on their way to the task that reads: a reader waits for the end of a round before it asks for another.
@@ -123,11 +136,13 @@ const REQUESTS_MAX: usize = 4;
 const EVENTS_MAX: usize = 1024;
 
 impl BoxReader {
-    /// The reader, and the two ends that the task behind it holds.
-    pub(super) fn new() -> (Self, mpsc::Sender<BoxEvent>, mpsc::Receiver<BoxRequest>) {
+    /// The reader, and what the task behind it holds.
+    pub(super) fn new() -> (Self, BoxTask) {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
-        (Self { events, requests }, sender, receiver)
+        let carried_out = Arc::new(AtomicBool::new(false));
+        let task = BoxTask { events: sender, requests: receiver, carried_out: carried_out.clone() };
+        (Self { events, requests, carried_out }, task)
     }
 
     /// Begins another round. `false`: the reading has ended.
@@ -136,19 +151,23 @@ impl BoxReader {
     }
 
     /// Ends the reading and leaves the marker: something that was shown is not acknowledged. Returns when the broker has
-    /// taken back what was not acknowledged.
-    pub async fn close_leaving_marker(self) {
-        let Self { mut events, requests } = self;
+    /// taken back what was not acknowledged. `false`: the link was lost, and what was acknowledged may lie in the box
+    /// again.
+    pub async fn close_leaving_marker(self) -> bool {
+        let Self { mut events, requests, carried_out } = self;
         drop(requests);
         while events.recv().await.is_some() {}
+        carried_out.load(Ordering::Acquire)
     }
 
-    /// Ends the reading and waits until the broker has taken back what was not acknowledged.
-    pub async fn close_cleanly(mut self) {
+    /// Ends the reading, removes the marker, and waits until the broker has taken back what was not acknowledged.
+    /// `false` as above.
+    pub async fn close_cleanly(mut self) -> bool {
         if self.requests.send(BoxRequest::CloseCleanly).await.is_ok() {
             // Not closed from here: a closed channel ends before its sender has.
             while self.events.recv().await.is_some() {}
         }
+        self.carried_out.load(Ordering::Acquire)
     }
 }
 

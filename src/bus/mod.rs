@@ -179,8 +179,9 @@ impl AckToken {
         Self { tag, verdicts: Some(verdicts), requeue_on_drop: false }
     }
 
-    pub fn ack(mut self) {
-        self.settle(Verdict::Ack);
+    /// `false`: too late, as in [`is_void`](Self::is_void).
+    pub fn ack(mut self) -> bool {
+        self.settle(Verdict::Ack)
     }
 
     /// The channel of the delivery is gone: the broker has handed it out again, or will, and settling it says nothing.
@@ -194,11 +195,9 @@ impl AckToken {
         self
     }
 
-    fn settle(&mut self, verdict: Verdict) {
-        if let Some(verdicts) = self.verdicts.take() {
-            // See the field: no room is impossible, closed is harmless.
-            let _ = verdicts.try_send((self.tag, verdict));
-        }
+    fn settle(&mut self, verdict: Verdict) -> bool {
+        // See the field: no room is impossible.
+        self.verdicts.take().is_some_and(|verdicts| verdicts.try_send((self.tag, verdict)).is_ok())
     }
 }
 

@@ -152,7 +152,7 @@ impl Desk {
         let desk = self.clone();
         let done = move |outcome| match outcome {
             Outcome::Confirmed if !matches!(ending.dead, DeadLetter::Always(_)) => {
-                ending.taken.delivery.ack.ack()
+                ending.taken.delivery.ack.ack();
             }
             Outcome::Confirmed | Outcome::Unroutable | Outcome::Refused => desk.dead_letter(ending),
             Outcome::Overloaded | Outcome::Unavailable => {
@@ -189,7 +189,10 @@ impl Desk {
 
     fn dead_letter(&self, ending: Ending) {
         let reason = match &ending.dead {
-            DeadLetter::No => return ending.taken.delivery.ack.ack(),
+            DeadLetter::No => {
+                ending.taken.delivery.ack.ack();
+                return;
+            }
             DeadLetter::UnlessTold(reason) | DeadLetter::Always(reason) => reason.clone(),
         };
         let publish = dead_letter::publish(&ending.taken.delivery, &reason);

@@ -35,12 +35,11 @@ impl Execute for Router {
             Effect::Answer { origin, receipt } => self.answer(origin, receipt),
             Effect::HandOut { key, message } => return self.hand_out(cell, key, message),
             Effect::Acknowledge { ack, message } => {
-                // The mail lies in the box again: the next reading finds it, and knows that it was taken.
-                if ack.is_void() {
-                    self.clean_box(&message.target);
-                } else {
-                    ack.ack();
+                if ack.ack() {
                     self.mail_taken(&message);
+                } else {
+                    // The mail lies in the box again: the next reading finds it, and knows that it was taken.
+                    self.clean_box(&message.target);
                 }
             }
             Effect::ReadBox => self.read_box(cell),
@@ -232,7 +231,7 @@ impl Router {
         });
     }
 
-    fn mail_taken(&self, message: &Message) {
+    pub(super) fn mail_taken(&self, message: &Message) {
         if let Target::User(user) = &message.target {
             self.mail.taken(user, message.sender.user(), message.bytes());
             self.readings.on_acknowledged(UserKey::of(user));

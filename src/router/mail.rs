@@ -7,7 +7,9 @@ use smallvec::smallvec;
 use super::path::{Event, Mail, Path, World};
 use super::Router;
 use crate::bus::{BoxMail, Destination, Lane, Outcome, Properties, Publish};
+use crate::delivery::envelope::Scope;
 use crate::delivery::peer_words::MailNotice;
+use crate::delivery::seen::SeenKey;
 use crate::ids::{UserId, UserKey};
 use crate::protocol::target::Target;
 
@@ -63,9 +65,19 @@ impl Router {
         self.ask_path(user, Path::holds_mail).unwrap_or_default()
     }
 
+    /// A round has brought the mail of a user, perhaps one who is gone by now: then what they took is acknowledged.
     pub(super) fn mail_read(&self, user: &UserId, mail: Vec<Mail>, covers: u32) {
-        let event = Event::MailRead { mail, covers };
-        self.paths.step_if_there(&Target::User(user.clone()), event, Instant::now(), self);
+        let target = Target::User(user.clone());
+        if self.paths.find(&target).is_some() {
+            let event = Event::MailRead { mail, covers };
+            return self.paths.step_if_there(&target, event, Instant::now(), self);
+        }
+        for Mail { message, ack } in mail {
+            let key = SeenKey::new(Scope::of(&message.sender), &message.id, &message.target);
+            if World::taken(self, key).is_some() && ack.ack() {
+                self.mail_taken(&message);
+            }
+        }
     }
 
     pub(super) fn mail_given_back(&self, user: &UserId) {

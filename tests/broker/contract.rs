@@ -104,6 +104,7 @@ mod boxes {
         nothing_is_lost_while_a_box_is_read,
         a_large_box_is_read_in_one_go,
         closing_ends_readings_and_answers_every_deposit,
+        no_acknowledgement_is_lost_while_a_reading_ends,
     }
 }
 

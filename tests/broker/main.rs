@@ -7,6 +7,8 @@
 mod api;
 #[path = "../support/box_contract.rs"]
 mod box_contract;
+#[path = "../support/box_endings.rs"]
+mod box_endings;
 #[path = "../support/broker.rs"]
 mod broker;
 #[path = "../support/bus_contract.rs"]

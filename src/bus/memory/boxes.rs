@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use crate::bus::boxes::BoxTask;
 use crate::bus::marker::{is_marker, Found, Marker, Rounds};
 use crate::bus::{
     AckToken, Attach, BoxEvent, BoxMail, BoxNumber, BoxReader, BoxRequest, BoxSettings, Link, Outcome,
@@ -118,8 +120,8 @@ impl Boxes {
         let news = stored.news.subscribe();
         let rounds = Rounds::new(node.as_str().to_owned(), 0, rand::random());
         let taken = Taken { from: self.clone(), number, unsettled: BTreeMap::new(), tag: 0 };
-        let (reader, events, requests) = BoxReader::new();
-        let reading = Reading { taken, rounds, events, requests, news, link };
+        let (reader, task) = BoxReader::new();
+        let reading = Reading { taken, rounds, task, news, link };
         (Attach::Reading(reader), Some(reading.run(users)))
     }
 }
@@ -182,8 +184,7 @@ impl Drop for Taken {
 struct Reading {
     taken: Taken,
     rounds: Rounds,
-    events: mpsc::Sender<BoxEvent>,
-    requests: mpsc::Receiver<BoxRequest>,
+    task: BoxTask,
     news: watch::Receiver<()>,
     link: watch::Receiver<Link>,
 }
@@ -191,60 +192,71 @@ struct Reading {
 /// One verdict for each mail that is out; the room is counted, not reserved.
 const VERDICTS_MAX: usize = 1 << 24;
 
-impl Reading {
-    async fn run(self, users: Vec<UserKey>) {
-        let Self { mut taken, mut rounds, events, requests, news, link } = self;
-        taken.put(&rounds.begin(users));
-        until_the_end(&mut taken, &mut rounds, &events, requests, news, link).await;
-        drop(taken);
-        // Last: when the reader sees the end of the events, another one may read.
-        drop(events);
-    }
+/// Why a reading ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Clean,
+    Left,
+    LinkLost,
 }
 
-async fn until_the_end(
-    taken: &mut Taken,
-    rounds: &mut Rounds,
-    events: &mpsc::Sender<BoxEvent>,
-    mut requests: mpsc::Receiver<BoxRequest>,
-    mut news: watch::Receiver<()>,
-    mut link: watch::Receiver<Link>,
-) {
-    let (verdicts, mut settled) = mpsc::channel(VERDICTS_MAX);
-    let mut batch = Vec::new();
-    let incarnation = link.borrow().incarnation;
-    let mut clean = false;
-    loop {
-        news.mark_unchanged();
-        let closed = events.is_closed();
-        let room = closed || events.capacity() > 0;
-        let letter = if room { taken.pop() } else { None };
-        let more = letter.is_some();
-        if let Some(event) = letter.and_then(|letter| arrive(taken, rounds, letter, &verdicts)) {
-            // There is room, or nobody reads any more.
-            let _ = events.try_send(event);
+impl Reading {
+    async fn run(mut self, users: Vec<UserKey>) {
+        let (verdicts, mut settled) = mpsc::channel(VERDICTS_MAX);
+        self.taken.put(&self.rounds.begin(users));
+        let end = self.until_the_end(&verdicts, &mut settled).await;
+        // From now on a token says that it is too late.
+        settled.close();
+        let mut batch = Vec::new();
+        while let Some(verdict) = settled.recv().await {
+            batch.push(verdict);
         }
-        if clean && rounds.is_back() {
-            // What was acknowledged before the request may have come after the last look.
-            while let Ok(verdict) = settled.try_recv() {
-                batch.push(verdict);
-            }
-            settle(taken, rounds, &mut batch);
+        let Self { mut taken, mut rounds, task, .. } = self;
+        settle(&mut taken, &mut rounds, &mut batch);
+        if end == End::Clean {
             taken.ack(rounds.close_cleanly());
-            return;
         }
-        tokio::select! {
-            biased;
-            _ = settled.recv_many(&mut batch, 1024) => settle(taken, rounds, &mut batch),
-            request = requests.recv(), if !clean => match request {
-                Some(BoxRequest::NewRound(users)) => taken.put(&rounds.begin(users)),
-                Some(BoxRequest::CloseCleanly) => clean = true,
-                None => return,
-            },
-            _ = link.wait_for(|link| link.incarnation != incarnation) => return,
-            _ = std::future::ready(()), if more => {}
-            permit = events.reserve(), if !room => drop(permit),
-            _ = news.changed(), if room => {}
+        drop(taken);
+        task.carried_out.store(end != End::LinkLost, Ordering::Release);
+        // Last: when the reader sees the end of the events, another one may read.
+        drop(task);
+    }
+
+    async fn until_the_end(
+        &mut self,
+        verdicts: &mpsc::Sender<(u64, Verdict)>,
+        settled: &mut mpsc::Receiver<(u64, Verdict)>,
+    ) -> End {
+        let Self { taken, rounds, task, news, link } = self;
+        let mut batch = Vec::new();
+        let incarnation = link.borrow().incarnation;
+        let mut clean = false;
+        loop {
+            news.mark_unchanged();
+            let closed = task.events.is_closed();
+            let room = closed || task.events.capacity() > 0;
+            let letter = if room { taken.pop() } else { None };
+            let more = letter.is_some();
+            if let Some(event) = letter.and_then(|letter| arrive(taken, rounds, letter, verdicts)) {
+                // There is room, or nobody reads any more.
+                let _ = task.events.try_send(event);
+            }
+            if clean && rounds.is_back() {
+                return End::Clean;
+            }
+            tokio::select! {
+                biased;
+                _ = settled.recv_many(&mut batch, 1024) => settle(taken, rounds, &mut batch),
+                request = task.requests.recv(), if !clean => match request {
+                    Some(BoxRequest::NewRound(users)) => taken.put(&rounds.begin(users)),
+                    Some(BoxRequest::CloseCleanly) => clean = true,
+                    None => return End::Left,
+                },
+                _ = link.wait_for(|link| link.incarnation != incarnation) => return End::LinkLost,
+                _ = std::future::ready(()), if more => {}
+                permit = task.events.reserve(), if !room => drop(permit),
+                _ = news.changed(), if room => {}
+            }
         }
     }
 }

@@ -142,6 +142,11 @@ impl MailIndex {
         self.shared.wake.notify_one();
     }
 
+    /// A reading was interrupted: mail that was acknowledged may lie in the box again, so that it is to be read.
+    pub fn interrupted(&self, number: BoxNumber) {
+        self.lock().doubt(number);
+    }
+
     /// Takes gossip of this kind ([`MAIL_INDEX_KIND`]), which must come from a node; over the control exchange or
     /// directly. The users who newly have mail. `Err` is for the log: such a body is of no use again.
     pub fn on_gossip(&self, kind: &str, body: &[u8]) -> Result<Vec<UserKey>, String> {

@@ -7,7 +7,8 @@ use bytes::Bytes;
 
 use super::gossip::{Batch, Deposit, Exact, Gossip, Taken};
 use super::heard::WINDOW;
-use crate::ids::Life;
+use crate::bus::BoxNumber;
+use crate::ids::{Life, UserKey};
 
 /// Told whether every node has the announcement of a deposit (the broker has confirmed it), or may not have it.
 pub type Announced = Box<dyn FnOnce(bool) + Send>;
@@ -25,13 +26,30 @@ pub const ANNOUNCE_DEADLINE: Duration = Duration::from_millis(1_500);
 /// Most batches that are not confirmed. Others tell this many apart, with room to spare.
 const IN_FLIGHT_MAX: usize = 64;
 const _: () = assert!((IN_FLIGHT_MAX as u64) < WINDOW);
-/// Most entries that wait for a batch. Beyond it an entry is not told: its count is wrong at the other nodes until the
-/// box is read.
+/// Most entries that wait for a batch. Beyond it an entry is not told, see [`Untold`].
 const WAITING_MAX: usize = 50_000;
+
+/// What was given up, so that other nodes may know nothing of mail that is there. A new reading of the boxes tells them.
+#[derive(Default)]
+pub struct Untold {
+    /// Those whose mail was not announced.
+    pub users: Vec<UserKey>,
+    /// Those whose last reading was not told.
+    pub boxes: Vec<BoxNumber>,
+}
+
+impl Untold {
+    fn append(&mut self, mut other: Self) {
+        self.users.append(&mut other.users);
+        self.boxes.append(&mut other.boxes);
+    }
+}
 
 struct InFlight {
     body: Bytes,
     announced: Vec<Announced>,
+    /// What is untold if no attempt succeeds.
+    tells: Untold,
     deadline: Instant,
     attempts: u32,
     /// `None`: an attempt is under way.
@@ -62,6 +80,7 @@ pub struct Outgoing {
     in_flight: BTreeMap<u64, InFlight>,
     /// Callbacks to be called as soon as the lock is released.
     refused: Vec<Announced>,
+    untold: Untold,
 }
 
 impl Outgoing {
@@ -77,6 +96,7 @@ impl Outgoing {
             since: None,
             in_flight: BTreeMap::new(),
             refused: Vec::new(),
+            untold: Untold::default(),
         }
     }
 
@@ -100,6 +120,7 @@ impl Outgoing {
             self.announced.push(announced);
         } else {
             self.refused.push(announced);
+            self.untold.users.push(deposit.user);
         }
     }
 
@@ -112,6 +133,8 @@ impl Outgoing {
     pub fn exact(&mut self, exact: Exact, now: Instant) {
         if self.enter(exact_weight(&exact), now) {
             self.exact.push(exact);
+        } else {
+            self.untold.boxes.push(BoxNumber(exact.number));
         }
     }
 
@@ -147,17 +170,27 @@ impl Outgoing {
         self.since = (self.entries > 0).then_some(since);
         self.seq += 1;
         let deadline = since + ANNOUNCE_DEADLINE;
+        let tells = Untold {
+            users: batch.deposits.iter().map(|deposit| deposit.user).collect(),
+            boxes: batch.exact.iter().map(|exact| BoxNumber(exact.number)).collect(),
+        };
         match Gossip::Batch(batch).encode() {
             Ok(body) => {
-                let new =
-                    InFlight { body: body.into(), announced, deadline, attempts: 0, again_at: Some(since) };
+                let again_at = Some(since);
+                let new = InFlight { body: body.into(), announced, tells, deadline, attempts: 0, again_at };
                 self.in_flight.insert(self.seq - 1, new);
             }
             Err(error) => {
                 tracing::error!(%error, "mail gossip cannot be written");
                 self.refused.extend(announced);
+                self.untold.append(tells);
             }
         }
+    }
+
+    /// What was given up since this was last asked.
+    pub fn take_untold(&mut self) -> Untold {
+        std::mem::take(&mut self.untold)
     }
 
     /// The broker's answer to a publish.
@@ -165,6 +198,9 @@ impl Outgoing {
         let batch = self.in_flight.get_mut(&seq)?;
         if confirmed || batch.attempts >= ATTEMPTS_MAX {
             let batch = self.in_flight.remove(&seq)?;
+            if !confirmed {
+                self.untold.append(batch.tells);
+            }
             return (!batch.announced.is_empty())
                 .then_some(Step::Tell { announced: batch.announced, confirmed });
         }

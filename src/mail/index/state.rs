@@ -228,6 +228,22 @@ impl Index {
         self.sync.doubt(self.counts.number(mail.user));
     }
 
+    /// What is known of this box may be wrong: it is to be read.
+    pub fn doubt(&mut self, number: BoxNumber) {
+        self.sync.doubt(number);
+    }
+
+    /// What was not told is found anew, and told then.
+    fn doubt_untold(&mut self) {
+        let untold = self.outgoing.take_untold();
+        for user in untold.users {
+            self.sync.doubt(self.counts.number(user));
+        }
+        for number in untold.boxes {
+            self.sync.doubt(number);
+        }
+    }
+
     pub fn next_unread_box(&mut self) -> Option<BoxNumber> {
         self.sync.next_unread()
     }
@@ -330,6 +346,7 @@ impl Index {
         self.senders.turn(now);
         self.counts.prune(now);
         let mut effects: Vec<Effect> = self.outgoing.poll(now).into_iter().map(Effect::from).collect();
+        self.doubt_untold();
         if let Some((node, request)) = self.sync.poll(now, peers) {
             effects.extend(send(node, &Gossip::Ask { from: self.node.clone(), request }));
         }
@@ -341,7 +358,9 @@ impl Index {
 
     /// The broker's answer to a published batch.
     pub fn published(&mut self, seq: u64, confirmed: bool, now: Instant) -> Option<Effect> {
-        self.outgoing.published(seq, confirmed, now).map(Effect::from)
+        let step = self.outgoing.published(seq, confirmed, now);
+        self.doubt_untold();
+        step.map(Effect::from)
     }
 
     /// Nothing is published any more.

@@ -150,7 +150,7 @@ impl Sim {
                         self.at_b(Event::Resolved { key, sessions: 0 });
                     }
                 }
-                Effect::Acknowledge { ack, .. } => ack.ack(),
+                Effect::Acknowledge { ack, .. } => assert!(ack.ack(), "nobody reads the verdict"),
                 Effect::ReadBox | Effect::CleanBox => self.wants_read = true,
                 _ => panic!("not something that a target wants"),
             }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::time::{sleep, timeout_at, Instant};
 
 use super::round::Round;
-use super::{News, Readings, Want, WANT_KIND};
+use super::{News, Readings, Want, CLEAN_AFTER, WANT_KIND};
 use crate::bus::{Attach, BoxEvent, BoxMail, BoxNumber, BoxReader, Destination, Lane, Properties, Publish};
 use crate::clock;
 use crate::ids::{UserId, UserKey};
@@ -36,20 +36,28 @@ enum Ended {
     Yielded,
     Busy,
     Unreachable,
+    /// The link was lost meanwhile: what was acknowledged may lie in the box again.
+    Interrupted,
 }
 
 pub(super) async fn read(readings: Readings, router: Arc<Router>, number: BoxNumber, news: Arc<News>) {
     let users: HashSet<UserId> = readings.take_users(number);
     let ended = attach(&readings, &router, number, &news, &users).await;
-    let still_wait = |user: &UserId| router.mail_wanted(user).is_some();
-    let again: HashSet<UserId> = users.into_iter().filter(|user| still_wait(user)).collect();
+    if matches!(ended, Ended::Interrupted) {
+        router.mail().interrupted(number);
+    }
+    let was_read = matches!(ended, Ended::Done | Ended::Yielded);
+    let is_urgent = |user: &UserId| router.mail_wanted(user).is_some();
+    // Mail that was taken after its reading had ended is acknowledged by the next one: it is due until there was one.
+    let again: HashSet<UserId> = users.into_iter().filter(|user| !was_read || is_urgent(user)).collect();
     if matches!(ended, Ended::Yielded) {
         readings.leave_alone(number, YIELD_PAUSE);
     }
     let pause = match ended {
+        _ if !again.iter().any(is_urgent) => CLEAN_AFTER,
         Ended::Done | Ended::Yielded => AGAIN_PAUSE,
         Ended::Busy => BUSY_PAUSE.mul_f64(1.0 + rand::random::<f64>()),
-        Ended::Unreachable => UNREACHABLE_PAUSE,
+        Ended::Unreachable | Ended::Interrupted => UNREACHABLE_PAUSE,
     };
     readings.finish(number, again, pause);
 }
@@ -77,7 +85,10 @@ async fn attach(
             return Ended::Done;
         }
         Ok(Attach::Busy) => {
-            ask_for(router, number);
+            // Nothing waits for what has only to be acknowledged.
+            if !covers.is_empty() {
+                ask_for(router, number);
+            }
             return Ended::Busy;
         }
         Err(_) => return Ended::Unreachable,
@@ -85,7 +96,7 @@ async fn attach(
     let mut reading = Reading { router: router.clone(), reader, round, covers };
     if !reading.read_round().await {
         reading.give_back();
-        return Ended::Unreachable;
+        return Ended::Interrupted;
     }
     router.mail().exact(began, reading.round.take_found());
     drop(turn);
@@ -171,19 +182,21 @@ impl Reading {
             let asked = readings.take_users(number);
             let others = asked.iter().any(|user| !self.round.serves(user));
             if is_done && asked.is_empty() {
-                self.reader.close_cleanly().await;
-                return Ended::Done;
+                return if self.reader.close_cleanly().await { Ended::Done } else { Ended::Interrupted };
             }
             if is_wanted || others {
                 readings.desks().entry(number).or_default().users.extend(asked);
-                self.close_early(is_done).await;
-                return if is_wanted { Ended::Yielded } else { Ended::Done };
+                return match self.close_early(is_done).await {
+                    false => Ended::Interrupted,
+                    true if is_wanted => Ended::Yielded,
+                    true => Ended::Done,
+                };
             }
             if !asked.is_empty() {
                 self.covers = covered(&self.router, &asked);
                 if !self.reader.new_round(self.round.keys()).await || !self.read_round().await {
                     self.give_back();
-                    return Ended::Unreachable;
+                    return Ended::Interrupted;
                 }
                 continue;
             }
@@ -195,7 +208,7 @@ impl Reading {
                     Some(BoxEvent::RoundEnd { abandoned }) => self.hand_over(&abandoned),
                     None => {
                         self.give_back();
-                        return Ended::Unreachable;
+                        return Ended::Interrupted;
                     }
                 },
                 // A session that ends without taking its mail acknowledges nothing: look again.
@@ -204,13 +217,15 @@ impl Reading {
         }
     }
 
-    async fn close_early(self, is_done: bool) {
+    /// `false`: interrupted.
+    async fn close_early(self, is_done: bool) -> bool {
         let Self { router, reader, round, .. } = self;
-        match is_done {
+        let carried_out = match is_done {
             true => reader.close_cleanly().await,
             false => reader.close_leaving_marker().await,
-        }
+        };
         give_back(&router, &round);
+        carried_out
     }
 
     fn give_back(&self) {

@@ -12,8 +12,13 @@ use crate::router::Router;
 
 /// Between two looks for something to do.
 const IDLE: Duration = Duration::from_secs(1);
-/// Between two boxes: users who wait for their mail go first.
+/// Between two boxes: at least so long, since users who wait for their mail go first.
 const BETWEEN: Duration = Duration::from_millis(2);
+/// And at least so many times as long as the last one took, so that all nodes together leave most of the time of a slow
+/// broker, one that has just started for example, to deposits and to readings that users wait for.
+const BETWEEN_TIMES: u32 = 3;
+/// And not longer, whatever the last one took.
+const BETWEEN_MAX: Duration = Duration::from_millis(500);
 /// A box that another node reads is left for later.
 const BUSY: Duration = Duration::from_millis(50);
 
@@ -25,10 +30,11 @@ pub async fn sweep(router: Arc<Router>) {
             live.push(router.node().clone());
             router.mail().next_due_box(Instant::now(), &live)
         });
+        let began = Instant::now();
         let pause = match due {
             None => IDLE,
             Some(number) => match look_into(&router, number).await {
-                true => BETWEEN,
+                true => (began.elapsed() * BETWEEN_TIMES).clamp(BETWEEN, BETWEEN_MAX),
                 false => BUSY,
             },
         };

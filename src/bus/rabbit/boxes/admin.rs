@@ -17,12 +17,14 @@ use super::super::connection::{self, LinkError};
 use super::super::declare;
 use super::super::dial::{self, Dialler};
 use super::super::topology::Queue;
+use crate::bus::PUBLISH_DEADLINE;
 use crate::config::AmqpUrl;
 
 /// For the answer to one request.
 const ADMIN_DEADLINE: Duration = Duration::from_secs(2);
-/// For a turn. Making a queue takes the broker some 3 ms, so there may be a crowd.
-const SLOT_DEADLINE: Duration = Duration::from_secs(1);
+/// For a turn: as long as a deposit may wait for its box. Making a queue takes the broker some 3 ms, and longer while it
+/// has much else to do, so there may be a crowd.
+const SLOT_DEADLINE: Duration = PUBLISH_DEADLINE;
 /// For each broker address; only the address in use has any.
 const CONNECTIONS: usize = 2;
 /// Requests at the same time: in a crowd all are served faster when few are served at a time.

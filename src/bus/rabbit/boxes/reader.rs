@@ -5,6 +5,7 @@
 //! it in between. The broker sends the whole box at once, and the client library keeps what is not taken out of its
 //! consumer; so events are to be taken promptly.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,6 +25,7 @@ use super::super::{convert, declare};
 use super::admin::{in_time, Admin};
 use super::deposits::Inbox;
 use crate::bus::answer::Answer;
+use crate::bus::boxes::BoxTask;
 use crate::bus::marker::{Marker, Rounds};
 use crate::bus::{AckToken, BoxEvent, BoxMail, BoxNumber, BoxReader, BoxRequest, Outcome, Verdict};
 use crate::ids::UserKey;
@@ -61,9 +63,11 @@ impl Drop for Source {
 }
 
 impl Source {
-    pub async fn close(mut self) {
-        let _ = timeout(CLOSE_MAX, self.channel.close(200, "done".into())).await;
+    /// Whether the broker has answered: then it has carried out every acknowledgement before.
+    pub async fn close(mut self) -> bool {
+        let closed = timeout(CLOSE_MAX, self.channel.close(200, "done".into())).await;
         drop(self.consumer.take());
+        matches!(closed, Ok(Ok(())))
     }
 
     pub async fn next(&mut self) -> Option<Result<LapinDelivery, LinkError>> {
@@ -127,17 +131,16 @@ pub struct Terms {
 
 /// The reader, and the task behind it.
 pub fn reading(source: Source, terms: Terms) -> (BoxReader, Reading) {
-    let (reader, events, requests) = BoxReader::new();
+    let (reader, task) = BoxReader::new();
     let (verdicts, settled) = mpsc::channel(VERDICTS_MAX);
-    let reading = Reading { source, terms, events, requests, verdicts, settled, marker: None, event: None };
+    let reading = Reading { source, terms, task, verdicts, settled, marker: None, event: None };
     (reader, reading)
 }
 
 pub struct Reading {
     source: Source,
     terms: Terms,
-    events: mpsc::Sender<BoxEvent>,
-    requests: mpsc::Receiver<BoxRequest>,
+    task: BoxTask,
     verdicts: mpsc::Sender<(u64, Verdict)>,
     settled: mpsc::Receiver<(u64, Verdict)>,
     /// The marker on its way into the box.
@@ -153,12 +156,13 @@ impl Reading {
             Ok(clean) => self.finish(clean).await,
             Err(error) => Err(error),
         };
-        if let Err(error) = ended {
+        if let Err(error) = &ended {
             debug!(%error, number = self.terms.number.0, "a reading was interrupted");
         }
-        self.source.close().await;
+        let is_closed = self.source.close().await;
+        self.task.carried_out.store(is_closed && ended.is_ok(), Ordering::Release);
         // Last: who sees the end of the events may read again.
-        drop(self.events);
+        drop(self.task);
     }
 
     fn begin(&mut self, users: Vec<UserKey>) {
@@ -170,11 +174,11 @@ impl Reading {
     /// Until the reader asks for the end; whether for a clean one.
     async fn read(&mut self) -> Result<bool, LinkError> {
         let mut batch = Vec::new();
-        let events = self.events.clone();
+        let events = self.task.events.clone();
         loop {
             let marker = OptionFuture::from(self.marker.as_mut());
             tokio::select! {
-                request = self.requests.recv() => match request {
+                request = self.task.requests.recv() => match request {
                     Some(BoxRequest::NewRound(users)) => self.begin(users),
                     Some(BoxRequest::CloseCleanly) => return Ok(true),
                     None => return Ok(false),
@@ -227,8 +231,10 @@ impl Reading {
 
     /// Acknowledges what was settled, and at a clean end the marker, which may still be on its way.
     async fn finish(&mut self, clean: bool) -> Result<(), LinkError> {
+        // From now on a token says that it is too late.
+        self.settled.close();
         let mut batch = Vec::new();
-        while let Ok(verdict) = self.settled.try_recv() {
+        while let Some(verdict) = self.settled.recv().await {
             batch.push(verdict);
         }
         self.settle(&mut batch).await?;

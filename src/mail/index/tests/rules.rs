@@ -207,3 +207,33 @@ fn store_hashed(index: &mut Index, user: u64, now: Instant) {
     index.admit(mail(key, 7, 10), now).unwrap();
     drop(index.stored(mail(key, 7, 10), Box::new(|_| {}), now));
 }
+
+/// Nobody else would look for mail that was not announced, nor for what a reading found.
+#[test]
+fn what_could_not_be_told_is_found_by_a_reading() {
+    let mut now = Instant::now();
+    let mut a = known(0, now);
+    assert_eq!(a.next_unread_box(), None);
+    store(&mut a, 1, now);
+    let began = a.reading_began(BoxNumber(2), now);
+    a.exact(began, vec![], now, 2);
+    let mut attempts = 0;
+    for _ in 0..100 {
+        now += Duration::from_millis(50);
+        for effect in a.poll(now, Vec::new) {
+            if let Effect::Publish { seq, .. } = effect {
+                attempts += 1;
+                a.published(seq, false, now);
+            }
+        }
+    }
+    assert_eq!(attempts, 6, "three for each of two batches");
+    let mut unread = [a.next_unread_box().unwrap(), a.next_unread_box().unwrap()];
+    unread.sort_unstable();
+    assert_eq!(unread, [BoxNumber(1), BoxNumber(2)]);
+    for number in unread {
+        let began = a.reading_began(number, now);
+        a.exact(began, vec![], now, 3);
+    }
+    assert_eq!(a.next_unread_box(), None);
+}
