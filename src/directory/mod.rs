@@ -21,6 +21,7 @@ mod tests;
 
 use std::collections::hash_map::RandomState;
 use std::collections::HashMap;
+use std::future::Future;
 use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -31,7 +32,7 @@ use tokio::time::Instant;
 
 pub use self::gossip::{GossipError, Info};
 pub use self::key::Key;
-pub use self::service::{ServiceHandle, GOSSIP_KIND, PROBE_KIND};
+pub use self::service::{GOSSIP_KIND, PROBE_KIND};
 
 use self::confirm::WaitId;
 use self::gossip::Gossip;
@@ -102,8 +103,11 @@ struct Shared {
 }
 
 impl Directory {
-    /// Starts the service task, which must be in a tokio runtime. It ends when the handle is dropped.
-    pub fn start(node: NodeId, bus: Arc<dyn Bus>) -> (Self, mpsc::Receiver<Membership>, ServiceHandle) {
+    /// The directory, its notices, and the service that keeps it true, which is to be run until the node stops.
+    pub fn new(
+        node: NodeId,
+        bus: Arc<dyn Bus>,
+    ) -> (Self, mpsc::Receiver<Membership>, impl Future<Output = ()> + Send + 'static) {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let info = Info {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -120,8 +124,8 @@ impl Directory {
         };
         let directory = Self { shared: Arc::new(shared) };
         let (membership, members) = mpsc::channel(MEMBERSHIP_CAPACITY);
-        let handle = service::start(directory.clone(), membership);
-        (directory, members, handle)
+        let service = service::run(directory.clone(), membership);
+        (directory, members, service)
     }
 
     // ---- lookups ----

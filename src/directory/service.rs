@@ -1,10 +1,10 @@
 //! The directory's task: it keeps the timers, follows the link and carries out effects.
 
 use std::collections::VecDeque;
+use std::future::Future;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tokio::time::sleep_until;
 
 use super::gossip::Gossip;
@@ -22,19 +22,12 @@ pub(super) const NOTICES_KEPT: usize = 4_096;
 /// All gossip has one order key: a heartbeat must not overtake the deltas that it counts.
 const ORDER_KEY: u64 = 0xd12e_c702;
 
-/// Dropping it ends the service: this node publishes no more gossip.
-#[derive(Debug)]
-pub struct ServiceHandle(JoinHandle<()>);
-
-impl Drop for ServiceHandle {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-pub(super) fn start(directory: Directory, membership: mpsc::Sender<Membership>) -> ServiceHandle {
-    let service = Service { directory, membership, notices: VecDeque::new(), link: Link::default() };
-    ServiceHandle(tokio::spawn(service.run()))
+/// The service; dropping it ends it: this node publishes no more gossip.
+pub(super) fn run(
+    directory: Directory,
+    membership: mpsc::Sender<Membership>,
+) -> impl Future<Output = ()> + Send + 'static {
+    Service { directory, membership, notices: VecDeque::new(), link: Link::default() }.run()
 }
 
 struct Service {

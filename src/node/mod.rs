@@ -27,7 +27,7 @@ use crate::bus::rabbit::{RabbitBus, RabbitSettings};
 use crate::bus::{BoxSettings, Bus, Inboxes};
 use crate::config::{Config, QueueType};
 use crate::delivery::receipt_sender::ReceiptSender;
-use crate::directory::{Directory, Membership, ServiceHandle};
+use crate::directory::{Directory, Membership};
 use crate::http::guard::Guard;
 use crate::http::{self, listener, serve, AppState};
 use crate::hub::{Command, Commands, Hub};
@@ -35,10 +35,7 @@ use crate::ids::NodeId;
 use crate::ingress::backends::{self, BackendsDoor};
 use crate::ingress::peers::{self, NodeQueue};
 use crate::lifecycle::{Lifecycle, Phase};
-use crate::mail::{
-    self,
-    index::{MailIndex, MailLimits},
-};
+use crate::mail::index::{MailIndex, MailLimits};
 use crate::router::readings::{sweep, Readings};
 use crate::router::{Places, Router, RouterSettings};
 use crate::session::worker::ADMISSIONS_MAX;
@@ -80,8 +77,6 @@ pub struct Node {
     bus: Arc<dyn Bus>,
     tasks: Tasks,
     keys: KeyReload,
-    directory_service: ServiceHandle,
-    mail_service: mail::index::ServiceHandle,
     workers: Vec<std::thread::JoinHandle<()>>,
     /// Worker threads end when this is dropped.
     running: Sender<()>,
@@ -117,7 +112,7 @@ impl Node {
         let verifier = Arc::new(Verifier::new(&config)?);
         let (hub, commands) = Hub::new(config.workers);
         let hub = Arc::new(hub);
-        let (directory, members, directory_service) = Directory::start(config.node_id.clone(), bus.clone());
+        let (directory, members, directory_service) = Directory::new(config.node_id.clone(), bus.clone());
         let (receipts, receipt_task) = ReceiptSender::start(config.node_id.clone(), bus.clone());
         let settings = RouterSettings {
             node: config.node_id.clone(),
@@ -130,7 +125,7 @@ impl Node {
             Box::new(move || -> Vec<NodeId> { directory.peers().into_iter().map(|peer| peer.node).collect() })
         };
         let (mail, mail_service) =
-            MailIndex::start(config.node_id.clone(), bus.clone(), mail_limits(&config), peers);
+            MailIndex::new(config.node_id.clone(), bus.clone(), mail_limits(&config), peers);
         let readings = Readings::new(bus.boxes().boxes);
         let places = Places {
             hub: hub.clone(),
@@ -155,11 +150,11 @@ impl Node {
             bus,
             tasks,
             keys,
-            directory_service,
-            mail_service,
             workers: Vec::new(),
             running: Sender::new(()),
         };
+        node.tasks.spawn_endless("directory", directory_service);
+        node.tasks.spawn_endless("mail index", mail_service);
         node.tasks.spawn_endless("receipts", async move { drop(receipt_task.await) });
         node.tasks.spawn_endless("keys", node.keys.clone().follow());
         node.tasks.spawn_endless("readings", readings.run(node.router.clone()));
@@ -343,7 +338,6 @@ impl Node {
     pub async fn stop(mut self) {
         self.lifecycle.advance(Phase::Stopped);
         self.tasks.shutdown().await;
-        drop((self.directory_service, self.mail_service));
         self.bus.close();
         drop(self.running);
         let workers = std::mem::take(&mut self.workers);

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::*;
@@ -13,7 +14,7 @@ use crate::bus::{
     Attach, BoxError, BoxNumber, BoxSettings, Bus, Destination, Done, Link, Outcome, Properties, Publish,
     Publishing,
 };
-use crate::directory::{Directory, Membership, ServiceHandle, GOSSIP_KIND, PROBE_KIND};
+use crate::directory::{Directory, Membership, GOSSIP_KIND, PROBE_KIND};
 use crate::ids::UserKey;
 
 type Doors = Arc<Mutex<BTreeMap<NodeId, mpsc::Sender<Publish>>>>;
@@ -66,15 +67,17 @@ struct Node {
     bus: Arc<SmallBus>,
     directory: Directory,
     members: mpsc::Receiver<Membership>,
-    _service: ServiceHandle,
+    _service: JoinSet<()>,
 }
 
 impl Node {
     fn start(name: &str, doors: &Doors) -> Self {
         let bus = Arc::new(SmallBus { doors: doors.clone(), link: watch::Sender::new(Link::default()) });
         let id = node(name);
-        let (directory, members, service) = Directory::start(id.clone(), bus.clone());
-        let node = Self { id, bus, directory, members, _service: service };
+        let (directory, members, service) = Directory::new(id.clone(), bus.clone());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(service);
+        let node = Self { id, bus, directory, members, _service: tasks };
         node.link_up();
         node
     }

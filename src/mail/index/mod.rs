@@ -22,6 +22,7 @@ mod sync;
 #[cfg(test)]
 mod tests;
 
+use std::future::Future;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -30,7 +31,6 @@ use tokio::sync::Notify;
 
 pub use self::gossip::MAIL_INDEX_KIND;
 pub use self::outgoing::Announced;
-pub use self::service::ServiceHandle;
 pub use self::state::Began;
 
 use self::gossip::{Count, Deposit, Gossip};
@@ -85,14 +85,19 @@ struct Shared {
 }
 
 impl MailIndex {
-    /// Starts the service task, which must be in a tokio runtime. It ends when the handle is dropped.
-    pub fn start(node: NodeId, bus: Arc<dyn Bus>, limits: MailLimits, peers: Peers) -> (Self, ServiceHandle) {
+    /// The index, and the service that keeps it true, which is to be run until the node stops.
+    pub fn new(
+        node: NodeId,
+        bus: Arc<dyn Bus>,
+        limits: MailLimits,
+        peers: Peers,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let boxes = bus.boxes().boxes;
         let state = Index::new(node, Life::generate(), boxes, limits, Instant::now());
         let shared = Shared { bus, boxes, peers, state: Mutex::new(state), wake: Notify::new() };
         let index = Self { shared: Arc::new(shared) };
-        let handle = service::start(index.clone());
-        (index, handle)
+        let service = service::run(index.clone());
+        (index, service)
     }
 
     /// Whether mail may wait for the user. True for everyone whose box this node knows nothing of yet.

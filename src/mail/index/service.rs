@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use tokio::task::JoinHandle;
 use tokio::time::sleep_until;
 
 use super::gossip::MAIL_INDEX_KIND;
@@ -15,25 +14,19 @@ use crate::ids::Incarnation;
 /// All gossip has one order key: a reading must not overtake the deposits that it counted.
 const ORDER_KEY: u64 = 0x6d61_696c;
 
-/// Dropping it ends the service. What is not announced by then is reported as not announced.
-pub struct ServiceHandle {
-    task: JoinHandle<()>,
-    index: MailIndex,
-}
+/// Reports what is not announced at the end of the service, by itself or because it is dropped.
+struct Unannounced(MailIndex);
 
-impl Drop for ServiceHandle {
+impl Drop for Unannounced {
     fn drop(&mut self) {
-        self.task.abort();
-        let effect = self.index.lock().end();
-        self.index.carry_out(effect);
+        let effect = self.0.lock().end();
+        self.0.carry_out(effect);
     }
 }
 
-pub(super) fn start(index: MailIndex) -> ServiceHandle {
-    ServiceHandle { task: tokio::spawn(run(index.clone())), index }
-}
-
-async fn run(index: MailIndex) {
+/// Until the bus is closed for good.
+pub(super) async fn run(index: MailIndex) {
+    let _unannounced = Unannounced(index.clone());
     let mut links = index.shared.bus.link();
     let mut incarnation: Option<Incarnation> = None;
     loop {
@@ -53,15 +46,13 @@ async fn run(index: MailIndex) {
         tokio::select! {
             changed = links.changed() => {
                 if changed.is_err() {
-                    break; // The bus is closed for good.
+                    return; // The bus is closed for good.
                 }
             }
             () = index.shared.wake.notified() => {}
             () = async { if let Some(at) = next { sleep_until(at.into()).await } }, if next.is_some() => {}
         }
     }
-    let effect = index.lock().end();
-    index.carry_out(effect);
 }
 
 impl MailIndex {
