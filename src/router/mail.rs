@@ -65,6 +65,10 @@ impl Router {
         self.ask_path(user, Path::holds_mail).unwrap_or_default()
     }
 
+    pub(super) fn has_untaken_mail(&self, user: &UserId) -> bool {
+        self.ask_path(user, Path::untaken_mail).unwrap_or_default()
+    }
+
     /// A round has brought the mail of a user, perhaps one who is gone by now: then what they took is acknowledged.
     pub(super) fn mail_read(&self, user: &UserId, mail: Vec<Mail>, covers: u32) {
         let target = Target::User(user.clone());

@@ -32,6 +32,7 @@ mod http_details;
 mod ingress;
 mod keys;
 mod limits;
+mod mail;
 mod presence;
 mod process;
 mod readme;

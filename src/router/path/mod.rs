@@ -248,6 +248,12 @@ impl Path {
         self.inbound.holds_mail()
     }
 
+    /// Mail of the reading under way was shown and not taken: it lies in the box again when the reading has ended, and is
+    /// marked then if the reading leaves its marker.
+    pub fn untaken_mail(&self) -> bool {
+        self.inbound.untaken_mail()
+    }
+
     /// When [`Event::Tick`] has something to do.
     pub fn due(&self) -> Option<Instant> {
         self.origin.due().into_iter().chain(self.inbound.due()).min()

@@ -53,13 +53,19 @@ pub(super) struct TargetSide {
     refusing: SmallVec<[Life; 1]>,
     /// The highest number handed out of each origin process.
     last: SmallVec<[Stamp; 2]>,
+    /// Mail of the reading under way was handed to sessions that have ended without taking it.
+    untaken: bool,
     /// The workers had no room: nothing is handed out before the next tick.
     no_room_since: Option<Instant>,
 }
 
 impl TargetSide {
     pub(super) fn is_idle(&self) -> bool {
-        self.items.is_empty() && self.wanted == self.covered
+        self.items.is_empty() && self.wanted == self.covered && !self.untaken
+    }
+
+    pub(super) fn untaken_mail(&self) -> bool {
+        self.untaken
     }
 
     pub(super) fn mail_wanted(&self) -> Option<u32> {
@@ -142,13 +148,8 @@ impl TargetSide {
     }
 
     fn queued_bytes(&self) -> usize {
-        self.parked_bytes
-            + self
-                .ready
-                .iter()
-                .filter_map(|key| self.items.get(key))
-                .map(|item| item.message.bytes())
-                .sum::<usize>()
+        let ready = self.ready.iter().filter_map(|key| self.items.get(key));
+        self.parked_bytes + ready.map(|item| item.message.bytes()).sum::<usize>()
     }
 
     // ---- sessions ----
@@ -258,6 +259,7 @@ impl TargetSide {
 
     /// The box has everything again that no session took; what was not handed out is read anew.
     pub(super) fn on_given_back(&mut self, is_here: bool, effects: &mut Vec<Effect>) {
+        self.untaken = false;
         let items = &mut self.items;
         let mut lost = false;
         self.ready.retain(|key| {
@@ -317,6 +319,7 @@ impl TargetSide {
             return;
         }
         answer_all(item.origins, Receipt::NotTaken, effects);
+        self.untaken |= item.mail.is_some();
         if (item.mail.is_some() || item.left_in_box) && world.is_here(target) {
             // The session ended without taking it, and the user is here with another one.
             self.want_mail(effects);

@@ -177,14 +177,16 @@ impl Reading {
         let until = Instant::now() + HOLD_MAX;
         loop {
             let users: Vec<UserId> = self.round.users().cloned().collect();
-            let is_done = !users.iter().any(|user| self.router.holds_mail(user));
+            // What was shown and not taken has to go back before it can be read again, and the marker has to stay behind it.
+            let is_untaken = users.iter().any(|user| self.router.has_untaken_mail(user));
+            let is_done = !is_untaken && !users.iter().any(|user| self.router.holds_mail(user));
             let is_wanted = news.wanted_elsewhere.load(Ordering::Relaxed) || Instant::now() >= until;
             let asked = readings.take_users(number);
             let others = asked.iter().any(|user| !self.round.serves(user));
             if is_done && asked.is_empty() {
                 return if self.reader.close_cleanly().await { Ended::Done } else { Ended::Interrupted };
             }
-            if is_wanted || others {
+            if is_wanted || others || is_untaken {
                 readings.desks().entry(number).or_default().users.extend(asked);
                 return match self.close_early(is_done).await {
                     false => Ended::Interrupted,
