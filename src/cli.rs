@@ -1,4 +1,4 @@
-//! The command line: `warren` serves; `warren token` and `warren config` help the person who sets it up.
+//! The command line: `warren` serves; the others help the person who sets it up.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::auth::{self, MintError};
 use crate::config::{markdown_table, Config};
-use crate::ids::UserId;
+use crate::ids::{AppKey, UserId};
 
 /// A WebSocket gateway that scales out behind RabbitMQ. Configured by WARREN_ variables: see `warren config`.
 #[derive(Debug, Parser)]
@@ -26,6 +26,15 @@ pub enum Command {
     Config,
     /// Move the mail of version 1 into boxes: `rabbitmqctl -q list_queues name | warren migrate-mailboxes`
     MigrateMailboxes,
+    /// Answer requests to app.<key> with their own payload, over the broker of WARREN_AMQP_URL: a backend to try with
+    AppEcho(EchoArgs),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct EchoArgs {
+    /// The key of the target
+    #[arg(long, default_value = "echo", value_parser = key)]
+    pub key: AppKey,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -62,6 +71,10 @@ fn user(text: &str) -> Result<UserId, String> {
     UserId::new(text).map_err(|error| error.to_string())
 }
 
+fn key(text: &str) -> Result<AppKey, String> {
+    AppKey::new(text).map_err(|error| error.to_string())
+}
+
 fn ttl(text: &str) -> Result<Duration, String> {
     const FORM: &str = "a time is a number with s, m, h or d, such as 90s or 12h";
     let unit = text.chars().last().filter(|unit| !unit.is_ascii_digit()).ok_or(FORM)?;
@@ -93,6 +106,11 @@ mod tests {
         assert_eq!(parse("warren serve"), Some(Command::Serve));
         assert_eq!(parse("warren config"), Some(Command::Config));
         assert_eq!(parse("warren migrate-mailboxes"), Some(Command::MigrateMailboxes));
+        let Some(Command::AppEcho(echo)) = parse("warren app-echo --key orders.new") else {
+            panic!("no echo")
+        };
+        assert_eq!(echo.key.as_str(), "orders.new");
+        assert_eq!(parse("warren app-echo --key a*"), None);
         assert_eq!(parse("warren run"), None);
     }
 

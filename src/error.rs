@@ -24,6 +24,12 @@ pub enum Code {
     RateLimited,
     /// The node has as much in flight as it may; try again.
     Overloaded,
+    /// No backend listens for this key; nothing was sent.
+    NoBackend,
+    /// A request went out, and no answer came: it may or may not have been carried out.
+    NoAnswer,
+    /// The backend's answer cannot be read, or is too long; the request was probably carried out.
+    BadAnswer,
     /// The broker cannot be reached or did not confirm in time; the message may or may not have arrived.
     Unavailable,
 }
@@ -31,7 +37,7 @@ pub enum Code {
 impl Code {
     /// Whether the same request may succeed later without being changed.
     pub fn retry(self) -> bool {
-        matches!(self, Code::RateLimited | Code::Overloaded | Code::Unavailable)
+        matches!(self, Code::RateLimited | Code::Overloaded | Code::NoAnswer | Code::Unavailable)
     }
 
     /// The HTTP status of an answer that fails with this code.
@@ -40,11 +46,13 @@ impl Code {
             Code::BadRequest => 400,
             Code::Unauthorized => 401,
             Code::Forbidden => 403,
-            Code::NotFound | Code::Offline => 404,
+            Code::NotFound | Code::Offline | Code::NoBackend => 404,
             Code::Expired => 410,
             Code::MailboxFull => 409,
             Code::RateLimited => 429,
+            Code::BadAnswer => 502,
             Code::Overloaded | Code::Unavailable => 503,
+            Code::NoAnswer => 504,
         }
     }
 
@@ -59,6 +67,9 @@ impl Code {
             Code::MailboxFull => "mailbox_full",
             Code::RateLimited => "rate_limited",
             Code::Overloaded => "overloaded",
+            Code::NoBackend => "no_backend",
+            Code::NoAnswer => "no_answer",
+            Code::BadAnswer => "bad_answer",
             Code::Unavailable => "unavailable",
         }
     }

@@ -1,4 +1,5 @@
-//! The names of things: node, incarnation, session, user, channel and message ids, each its own type.
+//! The names of things: node, incarnation, session, user, channel, application and message ids, each
+//! its own type.
 //!
 //! An id is checked once, where it enters the process; every later use may rely on its limits.
 
@@ -11,6 +12,8 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Longest user id and channel name, in bytes of UTF-8.
 pub const NAME_BYTES_MAX: usize = 128;
+/// Longest key of an application target, in bytes. AMQP carries it as a routing key (at most 255 bytes).
+pub const APP_KEY_BYTES_MAX: usize = 128;
 /// Longest message id, in bytes. AMQP carries it as a short string (at most 255 bytes).
 pub const MESSAGE_ID_BYTES_MAX: usize = 128;
 /// Longest node id, in bytes.
@@ -101,6 +104,12 @@ text_id!(
 text_id!(
     /// A room that sessions subscribe to. Any text without control characters, at most 128 bytes.
     ChannelName, "channel name", NAME_BYTES_MAX, |c: char| !c.is_control()
+);
+text_id!(
+    /// Which backend a message for the application is for. `[A-Za-z0-9._-]`, at most 128 bytes: fit for an AMQP routing
+    /// key as it stands, and without the `*` and `#` of binding keys.
+    AppKey, "application key", APP_KEY_BYTES_MAX,
+    |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
 );
 text_id!(
     /// The identity of a message, by which duplicates are known. Printable ASCII, at most 128 bytes.

@@ -16,6 +16,7 @@ use warren::bus::rabbit;
 use warren::cli::{config_text, Cli, Command};
 use warren::config::{Config, LogFormat};
 use warren::http::listener::raise_file_limit;
+use warren::ids::AppKey;
 use warren::migrate;
 use warren::node::keys::KeyReload;
 use warren::node::Node;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
             Err(error) => fail(WRONG_USE, &error),
         },
         Command::MigrateMailboxes => migrate_mailboxes(&config),
+        Command::AppEcho(args) => app_echo(config, args.key),
         Command::Serve | Command::Config => serve(config),
     }
 }
@@ -82,6 +84,32 @@ fn migrate_mailboxes(config: &Config) -> ExitCode {
         }
         Err(error) => fail(CANNOT_START, &error),
     }
+}
+
+/// Answers requests until it is told to stop.
+fn app_echo(config: Config, key: AppKey) -> ExitCode {
+    if config.standalone() {
+        let why = "app-echo needs WARREN_AMQP_URL; a node without a broker answers app.echo itself";
+        return fail(WRONG_USE, &why);
+    }
+    let started = Output::start("stderr", std::io::stderr())
+        .and_then(|log| Ok((log, tokio::runtime::Builder::new_current_thread().enable_all().build()?)));
+    let (log, runtime) = match started {
+        Ok(started) => started,
+        Err(error) => return fail(CANNOT_START, &error),
+    };
+    start_log(&config, log.clone());
+    let stopped = runtime.block_on(async {
+        let mut signals = Signals::listen()?;
+        let settings = Node::rabbit_settings(&config);
+        tokio::select! {
+            () = rabbit::serve_echo(&settings, &key) => {}
+            () = signals.stop() => {}
+        }
+        Ok::<_, std::io::Error>(())
+    });
+    log.flush(STOP_MAX);
+    stopped.map_or_else(|error| fail(CANNOT_START, &error), |()| ExitCode::SUCCESS)
 }
 
 fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
@@ -251,6 +279,13 @@ fn greeting(node: &Node, standalone: bool, insecure: bool) -> String {
              or open http://{public}/livez and in the browser's console:\n    \
              s = new WebSocket('ws://{public}/ws?user=alice'); s.onmessage = m => console.log(m.data)\n  \
              then:\n    curl http://{public}/v1/messages -d '{{\"to\":\"user.alice\",\"payload\":\"hello\"}}'\n"
+        );
+    }
+    if insecure && standalone {
+        let _ = write!(
+            text,
+            "  or ask the built-in demo service:\n    curl http://{public}/v1/messages \\\n      \
+             -d '{{\"to\":\"app.echo\",\"payload\":\"hello\",\"reply\":true}}'\n"
         );
     }
     text

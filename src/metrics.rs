@@ -32,6 +32,7 @@ pub struct Snapshot {
     pub users: usize,
     pub nodes: usize,
     pub pending: usize,
+    pub requests: usize,
     pub link_ready: bool,
     /// Since the start of the process.
     pub log_lines_dropped: u64,
@@ -45,10 +46,12 @@ pub struct Metrics {
     closed: Family<CloseLabels, Counter>,
     refused: Counter,
     dead: Counter,
+    answers_ignored: Counter,
     sessions: Gauge,
     users: Gauge,
     nodes: Gauge,
     pending: Gauge,
+    requests: Gauge,
     link_ready: Gauge,
     log_lines_dropped: Counter,
 }
@@ -73,10 +76,16 @@ impl Metrics {
             ),
             refused: metric!(Counter::default(), "handshakes_refused", "Upgrade requests refused"),
             dead: metric!(Counter::default(), "messages_dead", "Messages sent to the dead queue"),
+            answers_ignored: metric!(
+                Counter::default(),
+                "answers_ignored",
+                "Answers of backends that came late, twice, or for nobody"
+            ),
             sessions: metric!(Gauge::default(), "sessions", "Sessions on this node"),
             users: metric!(Gauge::default(), "users", "Users with a session on this node"),
             nodes: metric!(Gauge::default(), "nodes", "Live nodes that this node knows, itself included"),
             pending: metric!(Gauge::default(), "messages_pending", "Messages that await a receipt"),
+            requests: metric!(Gauge::default(), "requests_pending", "Requests that await a backend's answer"),
             link_ready: metric!(Gauge::default(), "link_ready", "1 while the broker can be used"),
             log_lines_dropped: metric!(
                 Counter::default(),
@@ -112,12 +121,17 @@ impl Metrics {
         self.dead.inc();
     }
 
+    pub fn answer_ignored(&self) {
+        self.answers_ignored.inc();
+    }
+
     /// The OpenMetrics text, with these values for what is not counted but looked up.
     pub fn render(&self, now: Snapshot) -> String {
         self.sessions.set(now.sessions as i64);
         self.users.set(now.users as i64);
         self.nodes.set(now.nodes as i64);
         self.pending.set(now.pending as i64);
+        self.requests.set(now.requests as i64);
         self.link_ready.set(now.link_ready.into());
         self.log_lines_dropped.inc_by(now.log_lines_dropped.saturating_sub(self.log_lines_dropped.get()));
         let mut out = String::new();

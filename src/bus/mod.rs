@@ -16,10 +16,11 @@ use futures_util::future::BoxFuture;
 use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::ids::{Incarnation, NodeId, UserKey};
+use crate::ids::{AppKey, Incarnation, NodeId, UserKey};
 
 mod answer;
 mod boxes;
+mod echo;
 mod marker;
 pub mod memory;
 pub mod rabbit;
@@ -50,6 +51,8 @@ pub enum Destination {
     Control,
     /// `warren.ingress`: the backends' door, with this routing key.
     Ingress(String),
+    /// `warren.app`: the queues that backends bound for this key.
+    Application(AppKey),
     /// `warren.dead`: for a person to look at.
     Dead,
     /// One queue by its name: a backend's reply queue. Never one of ours.
@@ -69,6 +72,8 @@ pub struct Properties {
     pub reply_to: Option<String>,
     /// AMQP `expiration`: milliseconds as text. Kept as text, since a backend may write nonsense.
     pub expiration: Option<String>,
+    /// AMQP `timestamp`: seconds since the Unix epoch.
+    pub timestamp: Option<u64>,
     /// AMQP `delivery_mode` 2 = true, 1 = false, absent = None.
     pub persistent: Option<bool>,
     pub app_id: Option<String>,
@@ -136,6 +141,10 @@ pub enum Via {
     Direct,
     Control,
     Ingress,
+    /// Put into the ingress queue by its name, past the exchange and its topic permissions.
+    IngressQueue,
+    /// What backends answer to requests.
+    Replies,
 }
 
 #[derive(Debug)]
@@ -256,6 +265,8 @@ pub struct Inboxes {
     pub control: mpsc::Receiver<Delivery>,
     /// What backends publish; one node at a time gets it (single active consumer).
     pub ingress: mpsc::Receiver<Delivery>,
+    /// The answers of backends.
+    pub replies: mpsc::Receiver<Delivery>,
 }
 
 pub trait Bus: Send + Sync + 'static {
@@ -285,6 +296,10 @@ pub trait Bus: Send + Sync + 'static {
     fn account(&self) -> Option<&str> {
         None
     }
+
+    /// The queue whose deliveries come to [`Inboxes::replies`], by the name that reaches it from anywhere; another one
+    /// with each incarnation, and none without.
+    fn reply_queue(&self) -> Option<String>;
 
     /// Stops taking what backends publish, so that another node takes over. For draining; there is no way back.
     fn stop_ingress(&self);

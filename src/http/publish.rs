@@ -124,9 +124,9 @@ async fn publish_one(
     if let Some(key) = key {
         request.message_id.get_or_insert(Cow::Owned(key));
     }
-    let message = check(state, caller, request)?;
-    let id = message.id.clone();
-    let settlement = settle(state, message).await;
+    let checked = check(state, caller, request)?;
+    let id = checked.message.id.clone();
+    let settlement = settle(state, checked).await;
     match &settlement {
         // Not settled: the caller still has the message, and the status code must say so.
         Settlement::Failed(error) if error.code.retry() => Err(error.clone()),
@@ -151,7 +151,7 @@ async fn publish_all(
             message.map_err(|error| Error { message: format!("[{index}].{}", error.message), ..error })?,
         );
     }
-    let ids: Vec<MessageId> = messages.iter().map(|message| message.id.clone()).collect();
+    let ids: Vec<MessageId> = messages.iter().map(|checked| checked.message.id.clone()).collect();
     // The first one was paid for with the request.
     let settling = messages.into_iter().enumerate().map(|(index, message)| async move {
         match index == 0 || take_token(state, caller) {
@@ -196,23 +196,34 @@ fn elements(body: &[u8]) -> Result<Vec<&RawValue>, Error> {
     }
 }
 
-fn check(state: &AppState, caller: &Caller, request: PublishRequest) -> Result<Message, Error> {
+/// A message that its caller may publish.
+struct Checked {
+    message: Message,
+    wants_answer: bool,
+}
+
+fn check(state: &AppState, caller: &Caller, request: PublishRequest) -> Result<Checked, Error> {
     let sender = match caller {
         Caller::Service(name) => Sender::Service { service: name.to_string() },
         Caller::User(identity) => Sender::User { user: identity.user.clone() },
     };
+    let wants_answer = request.reply;
     let message = request.into_message(sender, Now::read())?;
     if message.payload.bytes.len() > state.max_message_bytes {
         return Err(Error::bad_request(format!("payload: at most {} bytes", state.max_message_bytes)));
     }
     match caller.may_publish(&message.target) {
-        true => Ok(message),
+        true => Ok(Checked { message, wants_answer }),
         false => Err(Error::new(Code::Forbidden, "to: these credentials may not publish to that target")),
     }
 }
 
-async fn settle(state: &AppState, message: Message) -> Settlement {
-    let settlement = state.router.deliver(message).await;
+async fn settle(state: &AppState, checked: Checked) -> Settlement {
+    let Checked { message, wants_answer } = checked;
+    let settlement = match wants_answer {
+        true => state.router.ask_backend(message).await,
+        false => state.router.deliver(message).await,
+    };
     state.metrics.settled(Door::Http, settlement.outcome());
     settlement
 }

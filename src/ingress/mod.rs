@@ -2,6 +2,7 @@
 //!
 //! - [`peers`]: the node queue and the control queue.
 //! - [`backends`]: the ingress queue; `read.rs` turns a delivery into a message, `settled.rs` answers for it.
+//! - [`replies`]: what backends answer to requests of clients.
 //! - `amqp10.rs`: bodies in the types of AMQP 1.0.
 //! - `dead_letter.rs`: what cannot be delivered to anybody.
 
@@ -10,4 +11,5 @@ pub mod backends;
 mod dead_letter;
 pub mod peers;
 mod read;
+pub mod replies;
 mod settled;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 
 use super::amqp10::{self, Body, BodyError};
-use crate::bus::{Delivery, Properties, EVENT_HEADER};
+use crate::bus::{Delivery, Properties, Via, EVENT_HEADER};
 use crate::clock::Now;
 use crate::ids::MessageId;
 use crate::protocol::message::{Form, Guarantee, Message, Payload, Sender};
@@ -16,7 +16,16 @@ const SERVICE_BYTES_MAX: usize = 128;
 
 /// The message that a delivery from the ingress queue carries; the error names the property that is wrong.
 pub(super) fn ingress(delivery: &Delivery, message_bytes_max: usize, now: Now) -> Result<Message, String> {
+    if delivery.via == Via::IngressQueue {
+        return Err("published to the queue by its name: publish to the exchange".to_owned());
+    }
     let target = Target::parse(&delivery.routing_key).map_err(|error| format!("routing key: {error}"))?;
+    if let Target::App(_) = target {
+        return Err(
+            "routing key: app.… is the way from clients to backends; backends reach one another directly"
+                .into(),
+        );
+    }
     message(delivery, target, message_bytes_max, now)
 }
 
@@ -27,12 +36,7 @@ pub(super) fn message(
     message_bytes_max: usize,
     now: Now,
 ) -> Result<Message, String> {
-    if let Some(why) = &delivery.properties.unreadable {
-        return Err(why.clone());
-    }
-    if delivery.body.len() > message_bytes_max {
-        return Err(format!("body: longer than {message_bytes_max} bytes"));
-    }
+    check_size(delivery, message_bytes_max)?;
     let properties = &delivery.properties;
     let id = match &properties.message_id {
         Some(id) => MessageId::new(id).map_err(|error| format!("message_id: {error}"))?,
@@ -65,6 +69,22 @@ pub(super) fn message(
         redelivered: delivery.redelivered,
         stamp: None,
     })
+}
+
+fn check_size(delivery: &Delivery, bytes_max: usize) -> Result<(), String> {
+    if let Some(why) = &delivery.properties.unreadable {
+        return Err(why.clone());
+    }
+    match delivery.body.len() > bytes_max {
+        true => Err(format!("body: longer than {bytes_max} bytes")),
+        false => Ok(()),
+    }
+}
+
+/// The payload alone, of what is no message: an answer.
+pub(super) fn payload_of(delivery: &Delivery, bytes_max: usize) -> Result<Payload, String> {
+    check_size(delivery, bytes_max)?;
+    content(delivery, bytes_max).map(|(payload, _)| payload)
 }
 
 fn service(properties: &Properties) -> Result<String, String> {
@@ -135,7 +155,7 @@ fn payload(body: &Bytes, content_type: Option<&str>) -> Result<Payload, String> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::{AckToken, Via};
+    use crate::bus::AckToken;
 
     fn delivery(properties: Properties, body: &[u8]) -> Delivery {
         Delivery {

@@ -34,6 +34,7 @@ use crate::hub::{Command, Commands, Hub};
 use crate::ids::NodeId;
 use crate::ingress::backends::{self, BackendsDoor};
 use crate::ingress::peers::{self, NodeQueue};
+use crate::ingress::replies::{self, RepliesDesk};
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::mail::index::{MailIndex, MailLimits};
 use crate::router::readings::{sweep, Readings};
@@ -53,6 +54,8 @@ const SETTLE_MAX: Duration = Duration::from_secs(5);
 const LOOPBACK_MAX: Duration = Duration::from_secs(10);
 /// Connections to the admin address: of probes and scrapers.
 const ADMIN_CONNECTIONS: usize = 64;
+/// Without a broker a service inside the process answers this one, so that a first try needs no backend.
+const DEMO_KEY: &str = "echo";
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
 #[derive(Debug, thiserror::Error)]
@@ -85,21 +88,26 @@ pub struct Node {
 impl Node {
     /// Binds every address and starts; must be called in a tokio runtime. Whether the broker can be reached shows in readiness, not here.
     pub fn start(config: Config) -> Result<Self, StartError> {
-        let boxes = BoxSettings { boxes: config.boxes, ttl: config.mailbox_ttl };
         let (bus, inboxes): (Arc<dyn Bus>, Inboxes) = if config.standalone() {
-            let (bus, inboxes) = MemoryBroker::with_boxes(boxes).attach(config.node_id.clone());
+            let (bus, inboxes) =
+                MemoryBroker::with_boxes(box_settings(&config)).attach(config.node_id.clone());
+            bus.serve_echo(DEMO_KEY);
             (bus, inboxes)
         } else {
-            let settings = RabbitSettings {
-                prefix: config.prefix.as_str().to_owned(),
-                quorum: config.queue_type == QueueType::Quorum,
-                boxes,
-                ..RabbitSettings::new(config.amqp_urls.clone())
-            };
-            let (bus, inboxes) = RabbitBus::start(settings, config.node_id.clone());
+            let (bus, inboxes) = RabbitBus::start(Self::rabbit_settings(&config), config.node_id.clone());
             (bus, inboxes)
         };
         Self::start_on(config, bus, inboxes)
+    }
+
+    /// How a node with this configuration uses RabbitMQ.
+    pub fn rabbit_settings(config: &Config) -> RabbitSettings {
+        RabbitSettings {
+            prefix: config.prefix.as_str().to_owned(),
+            quorum: config.queue_type == QueueType::Quorum,
+            boxes: box_settings(config),
+            ..RabbitSettings::new(config.amqp_urls.clone())
+        }
     }
 
     /// Starts on a bus that is there already: several nodes in one process share a memory broker like this.
@@ -177,6 +185,13 @@ impl Node {
         let node_queue = NodeQueue::new(router.clone(), bus.clone(), metrics.clone(), message_bytes_max);
         self.tasks.spawn("node queue", node_queue.run(inboxes.node));
         self.tasks.spawn("control", peers::run_control(router.clone(), bus.clone(), inboxes.control));
+        let replies_desk = RepliesDesk {
+            router: router.clone(),
+            bus: bus.clone(),
+            metrics: metrics.clone(),
+            message_bytes_max,
+        };
+        self.tasks.spawn("replies", replies::run(replies_desk, inboxes.replies));
         let own_prefix = config.prefix.as_str().into();
         let door = BackendsDoor { router: router.clone(), bus, metrics, own_prefix, message_bytes_max };
         self.tasks.spawn("ingress", backends::run(door, inboxes.ingress));
@@ -324,11 +339,12 @@ impl Node {
         }
         // What this node answers for is settled before it becomes unreachable for the receipts.
         let settled = async {
-            while self.router.pending() > 0 {
+            while self.router.pending() > 0 || self.router.requests_pending() > 0 {
                 tokio::time::sleep(DRAIN_POLL).await;
             }
         };
         let _ = tokio::time::timeout(SETTLE_MAX, settled).await;
+        self.router.give_up_requests("the node shuts down");
         self.router.directory().bye().await;
         self.bus.leave();
         self.lifecycle.advance(Phase::Stopped);
@@ -346,6 +362,10 @@ impl Node {
             tracing::error!("a worker thread panicked");
         }
     }
+}
+
+fn box_settings(config: &Config) -> BoxSettings {
+    BoxSettings { boxes: config.boxes, ttl: config.mailbox_ttl }
 }
 
 /// A sender that was at rest may store the mail of so many seconds at once.

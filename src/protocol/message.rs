@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use base64::Engine as _;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::ids::{Life, MessageId, SessionId, UserId};
 use crate::protocol::target::Target;
@@ -76,6 +77,9 @@ impl Form {
         [Form::Json, Form::Text, Form::Binary].into_iter().find(|form| form.media_type() == text)
     }
 }
+
+/// The encoding of bytes in JSON (RFC 4648 section 4), by its name in frames.
+pub const BASE64: &str = "base64";
 
 /// The bytes as the publisher gave them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,6 +175,40 @@ impl Rendered {
     }
 }
 
+/// What a backend answered to a request, as JSON.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    payload: Box<RawValue>,
+    form: Form,
+}
+
+impl Answer {
+    /// `None`: bytes that are said to be JSON and are not.
+    pub fn new(payload: &Payload) -> Option<Self> {
+        let mut json = Vec::with_capacity(payload.bytes.len() + 2);
+        payload.write_json(&mut json);
+        let payload_json = RawValue::from_string(String::from_utf8(json).ok()?).ok()?;
+        Some(Self { payload: payload_json, form: payload.form })
+    }
+
+    pub fn payload(&self) -> &RawValue {
+        &self.payload
+    }
+
+    /// How the payload is to be read, unless it is just what it is.
+    pub fn encoding(&self) -> Option<&'static str> {
+        (self.form == Form::Binary).then_some(BASE64)
+    }
+}
+
+impl PartialEq for Answer {
+    fn eq(&self, other: &Self) -> bool {
+        (self.form, self.payload.get()) == (other.form, other.payload.get())
+    }
+}
+
+impl Eq for Answer {}
+
 /// The known fate of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settlement {
@@ -180,8 +218,11 @@ pub enum Settlement {
     },
     /// In the durable mailbox of its user.
     Stored,
-    /// Confirmed by the broker; the sessions that are connected get it (broadcast, channel).
+    /// Confirmed by the broker; the sessions that are connected get it (broadcast, channel), or a backend's queue has it
+    /// (application).
     Published,
+    /// A backend has answered the request.
+    Answered(Answer),
     Failed(crate::error::Error),
 }
 
@@ -191,6 +232,7 @@ impl Settlement {
             Settlement::Delivered { .. } => "delivered",
             Settlement::Stored => "stored",
             Settlement::Published => "published",
+            Settlement::Answered(_) => "answered",
             Settlement::Failed(error) if error.code == crate::error::Code::Expired => "expired",
             Settlement::Failed(_) => "rejected",
         }

@@ -17,6 +17,9 @@ use crate::protocol::target::Target;
 pub const EVENT_BYTES_MAX: usize = 128;
 /// Longest time to live: 30 days, in milliseconds.
 pub const TTL_MS_MAX: u64 = 30 * 24 * 3600 * 1000;
+/// How long a request waits for its answer unless its `ttl` says, and the longest that it may wait, in milliseconds.
+pub const REQUEST_TTL_MS: u64 = 10_000;
+pub const REQUEST_TTL_MS_MAX: u64 = 60_000;
 /// Deepest nesting of a payload. Browsers parse deeper, but other receivers overflow their stacks.
 pub const PAYLOAD_DEPTH_MAX: usize = 64;
 /// Most messages in one `POST /v1/messages`.
@@ -35,6 +38,8 @@ pub struct PublishRequest<'a> {
     pub message_id: Option<Cow<'a, str>>,
     /// Of a message for a channel: whether the session that publishes it gets it too, if it subscribes.
     pub echo: bool,
+    /// Of a message for the application: whether a backend is to answer it. `ttl` is the time that it has for that.
+    pub reply: bool,
 }
 
 /// The fields of a [`PublishRequest`] as JSON. `null` in an optional field means the same as its absence.
@@ -54,6 +59,8 @@ pub struct PublishFields<'a> {
     pub message_id: Option<&'a RawValue>,
     #[serde(borrow, default)]
     pub echo: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub reply: Option<&'a RawValue>,
 }
 
 impl<'a> PublishFields<'a> {
@@ -70,6 +77,7 @@ impl<'a> PublishFields<'a> {
             },
             message_id: self.message_id.map(|id| text("message_id", id)).transpose()?,
             echo: self.echo.map_or(Ok(true), |echo| value("echo", echo))?,
+            reply: self.reply.map_or(Ok(false), |reply| value("reply", reply))?,
         })
     }
 }
@@ -137,8 +145,16 @@ impl PublishRequest<'_> {
         if let Some(event) = &self.event {
             check_event(event)?;
         }
-        if self.ttl.is_some_and(|ttl| ttl == 0 || ttl > TTL_MS_MAX) {
-            return Err(Error::bad_request(format!("ttl: 1 to {TTL_MS_MAX} milliseconds")));
+        if self.reply && !matches!(target, Target::App(_)) {
+            return Err(Error::bad_request("reply: only of messages to app.<key>"));
+        }
+        let (usual_ttl, ttl_max) = match self.reply {
+            true => (Some(REQUEST_TTL_MS), REQUEST_TTL_MS_MAX),
+            false => (None, TTL_MS_MAX),
+        };
+        let ttl = self.ttl.or(usual_ttl);
+        if ttl.is_some_and(|ttl| ttl == 0 || ttl > ttl_max) {
+            return Err(Error::bad_request(format!("ttl: 1 to {ttl_max} milliseconds")));
         }
         let payload = self.payload.map_or("null", RawValue::get);
         check_depth(payload.as_bytes())?;
@@ -149,7 +165,7 @@ impl PublishRequest<'_> {
             event: self.event.map(Cow::into_owned),
             payload: Payload::json(Bytes::copy_from_slice(payload.as_bytes())),
             accepted_ms: now.unix_ms,
-            expires: self.ttl.map(|ttl| now.instant + Duration::from_millis(ttl)),
+            expires: ttl.map(|ttl| now.instant + Duration::from_millis(ttl)),
             guarantee: self.delivery,
             redelivered: false,
             stamp: None,
@@ -223,6 +239,10 @@ mod tests {
             (r#"{"to":"user.1","event":[]}"#, "event: "),
             (r#"{"to":"user.1","delivery":"twice"}"#, "delivery: "),
             (r#"{"to":"channel.a","echo":"no"}"#, "echo: "),
+            (r#"{"to":"app.a","reply":1}"#, "reply: "),
+            (r#"{"to":"user.a","reply":true}"#, "reply: only of messages to app"),
+            (r#"{"to":"app.a","reply":true,"ttl":60001}"#, "ttl: 1 to 60000"),
+            (r#"{"to":"app.a*"}"#, "to: application key"),
         ] {
             let error = parse(body).unwrap_err();
             assert!(error.starts_with(part), "{body}: {error}");
@@ -231,7 +251,7 @@ mod tests {
 
     #[test]
     fn null_means_absent_in_every_optional_field() {
-        let nulls = r#"{"to":"user.1","payload":null,"event":null,"ttl":null,"delivery":null,"message_id":null,"echo":null}"#;
+        let nulls = r#"{"to":"user.1","payload":null,"event":null,"ttl":null,"delivery":null,"message_id":null,"echo":null,"reply":null}"#;
         let message = parse(nulls).unwrap();
         assert_eq!(&message.payload.bytes[..], b"null");
         assert_eq!((message.event, message.expires), (None, None));

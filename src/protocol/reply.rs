@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 
 use crate::error::Error;
 use crate::ids::{ChannelName, MessageId, NodeId, SessionId, UserId};
-use crate::protocol::message::Settlement;
+use crate::protocol::message::{Answer, Settlement};
 
 /// The first frame of a session that has a user.
 #[derive(Debug, Serialize)]
@@ -92,12 +93,21 @@ pub struct Settled<'a> {
     pub outcome: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sessions: Option<u32>,
+    /// Of a request: what the backend answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<&'a Error>,
 }
 
 impl<'a> Settled<'a> {
     pub fn new(message_id: &'a MessageId, settlement: &'a Settlement) -> Self {
+        let answer = match settlement {
+            Settlement::Answered(answer) => Some(answer),
+            _ => None,
+        };
         Self {
             message_id,
             outcome: settlement.outcome(),
@@ -105,6 +115,8 @@ impl<'a> Settled<'a> {
                 Settlement::Delivered { sessions } => Some(*sessions),
                 _ => None,
             },
+            payload: answer.map(Answer::payload),
+            encoding: answer.and_then(Answer::encoding),
             error: match settlement {
                 Settlement::Failed(error) => Some(error),
                 _ => None,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{self, ChannelName, IdError, SessionId, UserId};
+use crate::ids::{self, AppKey, ChannelName, IdError, SessionId, UserId};
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Target {
@@ -16,12 +16,14 @@ pub enum Target {
     Channel(ChannelName),
     /// Everybody who is connected.
     Broadcast,
+    /// The backends that listen for this key.
+    App(AppKey),
 }
 
 /// Why a text is no target. The message is fit to be shown to the sender.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
-    #[error("a target is user.<id>, session.<id>, channel.<name> or broadcast")]
+    #[error("a target is user.<id>, session.<id>, channel.<name>, app.<key> or broadcast")]
     Form,
     #[error(transparent)]
     Id(#[from] IdError),
@@ -36,6 +38,7 @@ impl Target {
             Some(("user", id)) => Ok(Target::User(UserId::new(id)?)),
             Some(("session", id)) => Ok(Target::Session(SessionId::parse(id)?)),
             Some(("channel", name)) => Ok(Target::Channel(ChannelName::new(name)?)),
+            Some(("app", key)) => Ok(Target::App(AppKey::new(key)?)),
             _ => Err(TargetError::Form),
         }
     }
@@ -58,6 +61,7 @@ impl fmt::Display for Target {
             Target::Session(id) => write!(f, "session.{id}"),
             Target::Channel(name) => write!(f, "channel.{name}"),
             Target::Broadcast => f.write_str("broadcast"),
+            Target::App(key) => write!(f, "app.{key}"),
         }
     }
 }
@@ -81,7 +85,15 @@ mod tests {
 
     #[test]
     fn text_and_header_forms_are_reversible() {
-        for text in ["user.42", "user.a.b", "user.zoë@x y", "session.n-1~z", "channel.room~1", "broadcast"] {
+        for text in [
+            "user.42",
+            "user.a.b",
+            "user.zoë@x y",
+            "session.n-1~z",
+            "channel.room~1",
+            "app.orders.new",
+            "broadcast",
+        ] {
             let target = Target::parse(text).unwrap();
             assert_eq!(target.to_string(), text);
             assert_eq!(Target::from_header(&target.to_header()).unwrap(), target);
@@ -90,9 +102,22 @@ mod tests {
 
     #[test]
     fn anything_else_is_refused() {
-        for text in
-            ["", "user", "user.", "users.1", "broadcast.x", "session.x", "channel.", "BROADCAST", "user.a\0"]
-        {
+        for text in [
+            "",
+            "user",
+            "user.",
+            "users.1",
+            "broadcast.x",
+            "session.x",
+            "channel.",
+            "BROADCAST",
+            "user.a\0",
+            "app",
+            "app.",
+            "app.#",
+            "app.a b",
+            "app.é",
+        ] {
             assert!(Target::parse(text).is_err(), "{text:?}");
         }
     }

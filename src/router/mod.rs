@@ -6,12 +6,16 @@
 //! - `execute.rs`: what paths want done: publishing, storing, handing to sessions.
 //! - [`readings`]: reads the boxes of users who are here.
 //! - [`strategy`]: where a message goes (pure).
-//! - `channels.rs`: messages for channels; `presence.rs`: the lock that keeps hub and directory in step.
+//! - `broadcast.rs`, `channels.rs`: messages for everyone and for channels; `presence.rs`: the lock that keeps hub and
+//!   directory in step.
+//! - `application.rs`: messages for backends; `requests.rs`: those that await an answer (pure).
 //! - [`ask`]: questions to all nodes about their sessions; `counts.rs`: how many users a channel has.
 //!
 //! A message is settled exactly once, and its source hears of it only then.
 
+mod application;
 pub mod ask;
+mod broadcast;
 pub mod channels;
 mod counts;
 mod execute;
@@ -19,6 +23,7 @@ mod mail;
 pub mod path;
 pub mod presence;
 pub mod readings;
+mod requests;
 pub mod strategy;
 mod table;
 mod world;
@@ -30,18 +35,18 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::bus::{Bus, Destination, Link, Outcome};
+use crate::bus::{Bus, Link};
 use crate::config::Routing;
-use crate::delivery::envelope::{Envelope, Scope};
+use crate::delivery::envelope::Envelope;
 use crate::delivery::peer_words::Receipts;
 use crate::delivery::receipt_sender::ReceiptSender;
-use crate::delivery::seen::{Seen, SeenKey};
+use crate::delivery::seen::Seen;
 use crate::directory::{Directory, Key};
 use crate::error::{Code, Error};
-use crate::hub::{Full, Hub, Local};
+use crate::hub::{Hub, Local};
 use crate::ids::{Life, NodeId, SessionId, UserId};
 use crate::mail::index::MailIndex;
-use crate::protocol::message::{Message, Rendered, Settlement};
+use crate::protocol::message::{Message, Settlement};
 use crate::protocol::target::Target;
 use path::{Event, World};
 use readings::Readings;
@@ -90,6 +95,7 @@ pub struct Router {
     mail: MailIndex,
     readings: Readings,
     asks: ask::Asks,
+    requests: Arc<Mutex<requests::Requests>>,
     presence: presence::Presence,
     channels: channels::Channels,
     counts: Arc<counts::Counts>,
@@ -119,6 +125,16 @@ fn overloaded() -> Settlement {
     failed(Code::Overloaded, "too many messages in flight; try again")
 }
 
+/// Waits for the settlement of what `hand_in` hands in.
+async fn settled(hand_in: impl FnOnce(Settle)) -> Settlement {
+    let (tell, told) = oneshot::channel();
+    hand_in(Box::new(move |settlement| {
+        // The caller may have gone away.
+        let _ = tell.send(settlement);
+    }));
+    told.await.unwrap_or_else(|_| unavailable())
+}
+
 /// What is for one target keeps its order on the bus.
 fn order_key(target: &Target) -> u64 {
     xxh3_64(target.to_string().as_bytes())
@@ -139,6 +155,7 @@ impl Router {
             relieved_at: Mutex::new(None),
             ingress_is_pressed: AtomicBool::new(false),
             asks: ask::Asks::new(),
+            requests: Arc::new(Mutex::new(requests::Requests::new(settings.pending_max))),
             presence: presence::Presence::new(),
             channels: channels::Channels::default(),
             counts: Arc::default(),
@@ -253,6 +270,7 @@ impl Router {
         match &message.target {
             Target::Broadcast => return self.publish_to_everyone(message, settle),
             Target::Channel(_) => return self.publish_to_channel(message, None, settle),
+            Target::App(key) => return self.publish_to_application(key.clone(), &message, settle),
             Target::User(_) | Target::Session(_) => {}
         }
         let pending = self.pending.fetch_add(1, Ordering::Relaxed);
@@ -286,27 +304,7 @@ impl Router {
 
     /// [`Router::accept`] for callers that can wait.
     pub async fn deliver(&self, message: Message) -> Settlement {
-        let (tell, told) = oneshot::channel();
-        self.accept(
-            message,
-            Box::new(move |settlement| {
-                // The caller may have gone away.
-                let _ = tell.send(settlement);
-            }),
-        );
-        told.await.unwrap_or_else(|_| unavailable())
-    }
-
-    fn publish_to_everyone(&self, message: Message, settle: Settle) {
-        let done = move |outcome| {
-            settle(match outcome {
-                Outcome::Confirmed => Settlement::Published,
-                Outcome::Overloaded => overloaded(),
-                Outcome::Unroutable | Outcome::Refused | Outcome::Unavailable => unavailable(),
-            })
-        };
-        let envelope = Envelope { message, origin: None, answer_by: None };
-        self.bus.publish(envelope.to_publish(Destination::Broadcast, Instant::now(), 0), Box::new(done));
+        settled(|settle| self.accept(message, settle)).await
     }
 
     /// Receipts of another node.
@@ -338,6 +336,7 @@ impl Router {
         for cell in self.paths.all() {
             let _ = self.paths.step_cell(&cell, Event::LinkLost, now, self);
         }
+        self.give_up_requests("the link to the broker was lost");
     }
 
     // ---- what arrives for sessions here ----
@@ -346,26 +345,6 @@ impl Router {
     pub fn arrive(&self, envelope: Envelope) {
         let target = envelope.message.target.clone();
         self.paths.step(&target, Event::Arrived(envelope), Instant::now(), self);
-    }
-
-    /// Hands a broadcast to every session here, or a message for a channel to its subscribers here, unless it came
-    /// before. `Err`: a worker has no room; nothing has happened.
-    pub fn show_everyone(&self, message: &Arc<Rendered>) -> Result<(), Full> {
-        let now = Instant::now();
-        let broadcast = message.message();
-        if broadcast.is_expired(now) {
-            return Ok(());
-        }
-        let key = SeenKey::new(Scope::of(&broadcast.sender), &broadcast.id, &broadcast.target);
-        let mut seen = self.seen_broadcasts.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.get(key).is_none() {
-            match &broadcast.target {
-                Target::Channel(channel) => self.hub.deliver_channel(channel, message, None)?,
-                _ => self.hub.deliver_all(message)?,
-            }
-            seen.note(key, 1, now);
-        }
-        Ok(())
     }
 
     // ---- time ----
@@ -380,6 +359,7 @@ impl Router {
             }
         }
         self.asks.expire(now);
+        self.expire_requests(now);
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).rotate(now);
         self.seen_broadcasts.lock().unwrap_or_else(PoisonError::into_inner).rotate(now);
     }

@@ -31,7 +31,7 @@ pub enum Route {
 pub fn route(strategy: Routing, target: &Target, lookup: &impl Lookup) -> Route {
     match (strategy, target) {
         (_, Target::Broadcast) => Route::Everyone,
-        (_, Target::Channel(_)) => Route::Unsupported,
+        (_, Target::Channel(_) | Target::App(_)) => Route::Unsupported,
         (_, Target::Session(session)) => {
             let reachable = session.node == *lookup.this_node() || lookup.is_live(&session.node);
             Route::Nodes(reachable.then(|| session.node.clone()).into_iter().collect())

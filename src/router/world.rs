@@ -50,7 +50,7 @@ impl World for Router {
             Target::User(user) => self.hub.holds(user),
             // Its worker says whether the session is there.
             Target::Session(session) => session.node == *self.node(),
-            Target::Channel(_) | Target::Broadcast => false,
+            Target::Channel(_) | Target::Broadcast | Target::App(_) => false,
         }
     }
 

@@ -179,7 +179,7 @@ fn publish_from(
     };
     let sender =
         Sender::Client { user: identity.user.clone(), session: worker.router.session_id(session.counter) };
-    let wants_echo = publish.echo;
+    let (wants_echo, wants_answer) = (publish.echo, publish.reply);
     let message = publish.into_message(sender, Now::read())?;
     if !identity.caps.may_publish(&message.target) {
         return Err(Error::new(Code::Forbidden, "this session may not publish to that target"));
@@ -194,6 +194,7 @@ fn publish_from(
     // The router settles within its deadlines, also when the session has ended.
     let settle = move |settlement| permit.reply(awaited, Fate::Settled(message_id, settlement));
     match wants_echo {
+        _ if wants_answer => worker.router.request(message, Some(session.counter), Box::new(settle)),
         true => worker.router.accept(message, Box::new(settle)),
         false => worker.router.accept_without_echo(message, session.counter, Box::new(settle)),
     }

@@ -228,6 +228,9 @@ impl WorkerState {
         session.phase.set(Phase::Ended);
         session.release_pending();
         self.unsubscribe_from_all(session);
+        if session.in_flight.get() > 0 {
+            self.router.drop_requests_of(session.counter);
+        }
         match session.identity() {
             Some(identity) => {
                 self.router.close_session(&identity.user, session.counter);

@@ -50,6 +50,7 @@ fn start(settings: RabbitSettings, node: &NodeId) -> (Arc<dyn Bus>, Inboxes) {
 contract! {
     every_door_leads_where_it_says,
     properties_arrive,
+    answers_come_to_the_node_that_asked,
     a_gone_node_is_unroutable,
     returns_are_told_apart_under_pipelining,
     one_order_key_keeps_the_order,

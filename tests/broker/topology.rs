@@ -38,18 +38,21 @@ fn the_definitions_file_is_what_the_code_says() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_adds_three_queues_and_three_bindings() {
+async fn a_node_adds_four_queues_and_three_bindings() {
     let vhost = broker::vhost().await;
     let a = peer(&|node| rabbit_bus(&vhost.url(), node), "a").await;
     let incarnation = a.bus.link().borrow().incarnation.unwrap();
     let (own, control) = (format!("warren.node.a.{incarnation}"), format!("warren.control.a.{incarnation}"));
     // The last of them is made after the link is up.
-    eventually("all queues are there", Duration::from_secs(10), || async { vhost.queues().await.len() == 5 })
+    eventually("all queues are there", Duration::from_secs(10), || async { vhost.queues().await.len() == 6 })
         .await;
     let mut queues = vhost.queues().await;
     queues.sort();
     let canary = format!("warren.box.canary.a.{incarnation}");
-    assert_eq!(queues, [&canary, &control, "warren.dead", "warren.ingress", &own]);
+    let replies = format!("warren.replies.a.{incarnation}");
+    assert_eq!(queues, [&canary, &control, "warren.dead", "warren.ingress", &own, &replies]);
+    assert_eq!(a.bus.reply_queue().as_ref(), Some(&replies));
+    assert!(vhost.bindings(&replies).await.is_empty());
     let pair = |exchange: &str, key: &str| (exchange.to_owned(), key.to_owned());
     assert_eq!(vhost.bindings(&own).await, [pair("warren.broadcast", ""), pair("warren.direct", "a")]);
     assert_eq!(vhost.bindings(&control).await, [pair("warren.control", "")]);
@@ -106,7 +109,7 @@ fn user_of(vhost: &Vhost, user: &str) -> String {
 }
 
 async fn remove_users(vhost: &Vhost) {
-    for user in ["admin", "gateway", "backend"] {
+    for user in ["admin", "gateway", "backend", "application"] {
         vhost.management.delete(&format!("users/{}", user_of(vhost, user))).await;
     }
 }
@@ -138,6 +141,7 @@ async fn least_privileges_are_enough_and_no_more() {
         ("warren.direct", "a"),
         ("warren.control", ""),
         ("warren.dead", ""),
+        ("warren.app", "orders"),
         ("", "warren.box.1024.1"),
     ] {
         assert!(!may_publish(&backend, exchange, key).await, "{exchange:?} {key:?}");

@@ -16,6 +16,7 @@ mod record;
 #[allow(dead_code)] // The fault suite uses the rest.
 mod sabotage;
 
+mod application;
 mod broker_away;
 mod budgets;
 mod channel_counts;

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use warren::bus::{
     publish_confirmed, Bus, Delivery, Destination, Inboxes, Lane, Outcome, Properties, Publish, Via,
 };
-use warren::ids::NodeId;
+use warren::ids::{AppKey, NodeId};
 
 use crate::eventually::eventually;
 
@@ -138,6 +138,7 @@ pub async fn properties_arrive(attach: Attach<'_>) {
         correlation_id: Some("c-1".into()),
         reply_to: Some("somewhere".into()),
         expiration: Some("60000".into()),
+        timestamp: Some(1_000),
         persistent: Some(false),
         app_id: Some("shop".into()),
         user_id: None,
@@ -151,6 +152,27 @@ pub async fn properties_arrive(attach: Attach<'_>) {
     let user_id = a.bus.account().map(str::to_owned);
     assert_eq!(delivery.properties, Properties { user_id, ..properties });
     assert!(!delivery.redelivered);
+}
+
+/// Each node has a reply queue of its own, which anybody reaches by its name.
+pub async fn answers_come_to_the_node_that_asked(attach: Attach<'_>) {
+    let mut a = peer(attach, "a").await;
+    let mut b = peer(attach, "b").await;
+    let [of_a, of_b] = [&a, &b].map(|peer| peer.bus.reply_queue().unwrap());
+    assert_eq!(send(&b.bus, Destination::Queue(of_a.clone()), "to a").await, Outcome::Confirmed);
+    assert_eq!(send(&a.bus, Destination::Queue(of_b), "to b").await, Outcome::Confirmed);
+    for (peer, expected) in [(&mut a, "to a"), (&mut b, "to b")] {
+        let delivery = next(&mut peer.inboxes.replies).await;
+        assert_eq!((delivery.via, body(&delivery).as_str()), (Via::Replies, expected));
+        delivery.ack.ack();
+    }
+    let nobody = Destination::Application(AppKey::new("nobody.listens").unwrap());
+    assert_eq!(send(&a.bus, nobody, "x").await, Outcome::Unroutable);
+    a.bus.close();
+    eventually("the queue ends with its node", PATIENCE, || async {
+        send(&b.bus, Destination::Queue(of_a.clone()), "late").await == Outcome::Unroutable
+    })
+    .await;
 }
 
 pub async fn a_gone_node_is_unroutable(attach: Attach<'_>) {

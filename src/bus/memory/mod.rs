@@ -1,6 +1,8 @@
 //! A broker inside the process, with the same contract as RabbitMQ: for standalone nodes and for tests.
 
+mod application;
 mod boxes;
+mod faults;
 mod queue;
 
 use std::collections::{BTreeMap, HashMap};
@@ -17,9 +19,10 @@ use super::{
     Attach, BoxError, BoxNumber, BoxSettings, Bus, Destination, Done, Inboxes, Link, Outcome, Properties,
     Publish, Publishing, Via,
 };
-use crate::ids::{Incarnation, NodeId, UserKey};
+use crate::ids::{NodeId, UserKey};
+use application::Bound;
 use boxes::Boxes;
-use queue::{consume, Overflow, Queue};
+use queue::{Overflow, Queue};
 
 pub use queue::Message;
 
@@ -48,6 +51,8 @@ struct State {
     /// In the order in which they began to consume ingress; the first one is active.
     ingress_consumers: Vec<NodeId>,
     named: HashMap<String, Arc<Queue>>,
+    /// The queues that backends bound to the exchange of the application.
+    bound: Vec<Bound>,
     blocked: bool,
 }
 
@@ -67,12 +72,16 @@ struct InboxSenders {
     node: mpsc::Sender<super::Delivery>,
     control: mpsc::Sender<super::Delivery>,
     ingress: mpsc::Sender<super::Delivery>,
+    replies: mpsc::Sender<super::Delivery>,
 }
 
 /// One incarnation. Dropping it ends its consumers, which give back what is unsettled.
 struct NodeQueues {
     node: Arc<Queue>,
     control: Arc<Queue>,
+    replies: Arc<Queue>,
+    /// By which anybody reaches `replies`.
+    replies_name: String,
     /// Whether deliveries to the node and control inboxes go on.
     flowing: watch::Sender<bool>,
     ingress_active: watch::Sender<bool>,
@@ -107,7 +116,13 @@ impl MemoryBroker {
         let (node_sender, node_inbox) = mpsc::channel(PREFETCH);
         let (control_sender, control) = mpsc::channel(PREFETCH);
         let (ingress_sender, ingress) = mpsc::channel(PREFETCH);
-        let inboxes = InboxSenders { node: node_sender, control: control_sender, ingress: ingress_sender };
+        let (reply_sender, replies) = mpsc::channel(PREFETCH);
+        let inboxes = InboxSenders {
+            node: node_sender,
+            control: control_sender,
+            ingress: ingress_sender,
+            replies: reply_sender,
+        };
         let link = watch::Sender::new(Link::default());
         let (answers, mut given) = mpsc::channel::<(Answer, Outcome)>(ANSWERS);
         let mut tasks = JoinSet::new();
@@ -120,7 +135,7 @@ impl MemoryBroker {
         self.lock().nodes.insert(node.clone(), attached);
         self.restore(&node);
         let bus = MemoryBus { broker: self.clone(), node, link, answers, tasks: Mutex::new(tasks) };
-        (Arc::new(bus), Inboxes { node: node_inbox, control, ingress })
+        (Arc::new(bus), Inboxes { node: node_inbox, control, ingress, replies })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -155,10 +170,19 @@ impl MemoryBroker {
             }
             Destination::Ingress(key) => taken(self.ingress.push(message(&publish, Via::Ingress, key))),
             Destination::Dead => taken(self.dead.push(message(&publish, Via::Direct, ""))),
-            Destination::Queue(name) => match state.named.get(name) {
-                Some(queue) => taken(queue.push(message(&publish, Via::Direct, name))),
-                None => Outcome::Unroutable,
-            },
+            Destination::Application(key) => {
+                let pushed = application::queues_for(&state.bound, key)
+                    .map(|queue| queue.push(message(&publish, Via::Direct, key.as_str())));
+                application::outcome(pushed)
+            }
+            Destination::Queue(name) => {
+                let replies = queues().map(|(_, queues)| queues).find(|queues| queues.replies_name == *name);
+                match (state.named.get(name), replies) {
+                    (Some(queue), _) => taken(queue.push(message(&publish, Via::Direct, name))),
+                    (None, Some(queues)) => taken(queues.replies.push(message(&publish, Via::Replies, name))),
+                    (None, None) => Outcome::Unroutable,
+                }
+            }
             Destination::Box(number) => self.boxes.deposit_existing(*number, publish.clone()),
         }
     }
@@ -218,98 +242,6 @@ fn taken(taken: bool) -> Outcome {
     }
 }
 
-/// Faults and looks inside, for tests.
-impl MemoryBroker {
-    /// Takes a node's link away: its queues are gone, what it held of ingress goes to another node.
-    pub fn cut(&self, node: &NodeId) {
-        let mut state = self.lock();
-        let Some(cut) = state.nodes.get_mut(node) else { return };
-        let queues = cut.queues.take();
-        cut.link.send_replace(Link::default());
-        Self::remove_ingress_consumer(&mut state, node);
-        drop(state);
-        drop(queues);
-    }
-
-    /// Gives a node its link back, with a new incarnation. To be called inside a tokio runtime.
-    pub fn restore(&self, node: &NodeId) {
-        let mut state = self.lock();
-        let blocked = state.blocked;
-        let state = &mut *state;
-        let Some(restored) = state.nodes.get_mut(node).filter(|node| node.queues.is_none()) else { return };
-        if !restored.retired {
-            state.ingress_consumers.push(node.clone());
-        }
-        let first = state.ingress_consumers.first() == Some(node);
-        let own = || Queue::new(self.node_queue_max, Overflow::DropOldest);
-        let (node_queue, control_queue) = (own(), own());
-        let flowing = watch::Sender::new(true);
-        let ingress_active = watch::Sender::new(first && !restored.retired);
-        let mut consumers = JoinSet::new();
-        let inboxes = restored.inboxes.clone();
-        consumers.spawn(consume(node_queue.clone(), inboxes.node, PREFETCH, flowing.subscribe()));
-        consumers.spawn(consume(control_queue.clone(), inboxes.control, PREFETCH, flowing.subscribe()));
-        consumers.spawn(consume(self.ingress.clone(), inboxes.ingress, PREFETCH, ingress_active.subscribe()));
-        restored.queues = Some(NodeQueues {
-            node: node_queue,
-            control: control_queue,
-            flowing,
-            ingress_active,
-            _consumers: consumers,
-        });
-        let publishing = if blocked { Publishing::Blocked } else { Publishing::Ready };
-        restored.link.send_replace(Link {
-            incarnation: Some(Incarnation::generate()),
-            publishing,
-            ..Link::default()
-        });
-    }
-
-    /// Ends a node for good, as `kill -9` does: publishes to it are unroutable from now on.
-    pub fn kill(&self, node: &NodeId) {
-        self.cut(node);
-        self.lock().nodes.remove(node);
-    }
-
-    /// Stops or resumes handing messages to a node, whose queues go on taking them: a node that hangs.
-    pub fn freeze(&self, node: &NodeId, frozen: bool) {
-        if let Some(queues) = self.lock().nodes.get(node).and_then(|node| node.queues.as_ref()) {
-            queues.flowing.send_replace(!frozen);
-        }
-    }
-
-    /// Refuses all publishes, as a broker that is short of memory does; deliveries go on.
-    pub fn block(&self, blocked: bool) {
-        let mut state = self.lock();
-        state.blocked = blocked;
-        let publishing = if blocked { Publishing::Blocked } else { Publishing::Ready };
-        for node in state.nodes.values().filter(|node| node.queues.is_some()) {
-            node.link.send_modify(|link| link.publishing = publishing);
-        }
-    }
-
-    /// Makes a queue that [`Destination::Queue`] reaches.
-    pub fn declare_queue(&self, name: &str) {
-        let queue = Queue::new(DURABLE_QUEUE_MAX, Overflow::Refuse);
-        self.lock().named.entry(name.to_owned()).or_insert(queue);
-    }
-
-    /// What waits in a queue that was declared.
-    pub fn queued(&self, name: &str) -> Vec<Message> {
-        self.lock().named.get(name).map(|queue| queue.snapshot()).unwrap_or_default()
-    }
-
-    /// How much mail waits in all boxes, without what readers hold, and without markers.
-    pub fn mail(&self) -> usize {
-        self.boxes.mail()
-    }
-
-    /// The dead messages.
-    pub fn dead(&self) -> Vec<Message> {
-        self.dead.snapshot()
-    }
-}
-
 /// One node's end of a [`MemoryBroker`].
 pub struct MemoryBus {
     broker: Arc<MemoryBroker>,
@@ -333,6 +265,11 @@ impl Bus for MemoryBus {
 
     fn link(&self) -> watch::Receiver<Link> {
         self.link.subscribe()
+    }
+
+    fn reply_queue(&self) -> Option<String> {
+        let state = self.broker.lock();
+        state.nodes.get(&self.node)?.queues.as_ref().map(|queues| queues.replies_name.clone())
     }
 
     fn stop_ingress(&self) {

@@ -23,11 +23,14 @@ use crate::ids::Incarnation;
 pub const NODE_PREFETCH: u16 = 1000;
 /// Gossip comes in batches of a thousand entries; a node that starts gets many snapshots at once.
 pub const CONTROL_PREFETCH: u16 = 1000;
+/// Answers are taken at once; each is a message in memory.
+pub const REPLIES_PREFETCH: u16 = 1000;
 /// Where deliveries go. The same inboxes serve one connection after the other.
 #[derive(Clone)]
 pub struct InboxSenders {
     pub node: mpsc::Sender<Delivery>,
     pub control: mpsc::Sender<Delivery>,
+    pub replies: mpsc::Sender<Delivery>,
 }
 
 pub async fn supervise(
@@ -97,6 +100,7 @@ struct Started {
     incarnation: Incarnation,
     node: Consuming,
     control: Consuming,
+    replies: Consuming,
     control_binding: Binding,
     /// Empty if the node has left.
     node_bindings: Vec<Binding>,
@@ -111,13 +115,15 @@ async fn start(shared: &Shared, connection: &Connection, left: bool) -> Result<S
     let control_queue = topology.control_queue(&shared.node, incarnation);
     let node = own_queue(connection, &node_queue, NODE_PREFETCH).await?;
     let control = own_queue(connection, &control_queue, CONTROL_PREFETCH).await?;
+    let replies = topology.replies_queue(&shared.node, incarnation);
+    let replies = own_queue(connection, &replies, REPLIES_PREFETCH).await?;
     let control_binding = topology.control_binding(&control_queue);
     declare::bind(&control.channel, &control_binding).await?;
     let node_bindings = if left { Vec::new() } else { topology.node_bindings(&shared.node, &node_queue) };
     for binding in &node_bindings {
         declare::bind(&node.channel, binding).await?;
     }
-    Ok(Started { incarnation, node, control, control_binding, node_bindings })
+    Ok(Started { incarnation, node, control, replies, control_binding, node_bindings })
 }
 
 async fn own_queue(connection: &Connection, queue: &Queue, prefetch: u16) -> Result<Consuming, LinkError> {
@@ -134,7 +140,7 @@ async fn serve(
     events: BoxStream<'static, Event>,
     verifying: impl Future<Output = LinkError>,
 ) -> LinkError {
-    let Started { incarnation, node, control, .. } = started;
+    let Started { incarnation, node, control, replies, .. } = started;
     let broadcast = shared.topology.broadcast();
     let via = move |exchange: &str| if exchange == broadcast { Via::Broadcast } else { Via::Direct };
     let takes = |delivery: &Delivery| shared.pulse.takes(delivery, shared.topology.account(), incarnation);
@@ -149,12 +155,17 @@ async fn serve(
         takes,
         || false,
     );
+    let inbox = inboxes.replies.clone();
+    let via = |_: &str| Via::Replies;
+    let replies =
+        consumer::run(replies.channel, replies.consumer, REPLIES_PREFETCH, inbox, via, |_| false, || false);
     shared.pulse.restart();
     shared.set_incarnation(Some(incarnation));
     info!(%incarnation, "consuming link is up");
     tokio::select! {
         error = node => error,
         error = control => error,
+        error = replies => error,
         error = failure(events) => error,
         error = verifying => error,
     }

@@ -61,6 +61,7 @@ pub fn outgoing(
         Destination::Control => (topology.control(), String::new(), false),
         Destination::Nodes(nodes) => (topology.direct(), encode(nodes.first().ok_or(Unfit)?.as_str()), true),
         Destination::Ingress(key) => (topology.ingress(), key.clone(), true),
+        Destination::Application(key) => (topology.app(), key.as_str().to_owned(), true),
         Destination::Dead => (topology.dead(), String::new(), true),
         Destination::Queue(name) if !is_sound(name) => return Err(Unfit),
         // Answers go where strangers want them; the node's own probes go to its own queues.
@@ -119,7 +120,11 @@ fn properties_out(
     let from = &publish.properties;
     let durable = matches!(
         publish.to,
-        Destination::Ingress(_) | Destination::Dead | Destination::Queue(_) | Destination::Box(_)
+        Destination::Ingress(_)
+            | Destination::Application(_)
+            | Destination::Dead
+            | Destination::Queue(_)
+            | Destination::Box(_)
     );
     let mode = if from.persistent.unwrap_or(durable) { 2 } else { 1 };
     let mut to = BasicProperties::default().with_delivery_mode(mode);
@@ -144,16 +149,23 @@ fn properties_out(
     if let Some(text) = from.expiration.as_ref().filter(|text| is_expiration(text)) {
         to = to.with_expiration(ShortString::try_new(text.as_str())?);
     }
+    if let Some(seconds) = from.timestamp {
+        to = to.with_timestamp(seconds);
+    }
     if let Some(text) = &from.app_id {
         to = to.with_app_id(ShortString::try_new(text.as_str())?);
     }
     // Only ever the connection's own: the broker closes the channel of whoever names another.
-    let to_nodes = matches!(
+    let vouched = matches!(
         publish.to,
-        Destination::Broadcast | Destination::Control | Destination::Nodes(_) | Destination::Box(_)
+        Destination::Broadcast
+            | Destination::Control
+            | Destination::Nodes(_)
+            | Destination::Box(_)
+            | Destination::Application(_)
     );
     let named = from.user_id.as_deref().is_some_and(|user| Some(user) == account);
-    if let Some(account) = account.filter(|_| to_nodes || named) {
+    if let Some(account) = account.filter(|_| vouched || named) {
         to = to.with_user_id(ShortString::try_new(account)?);
     }
     Ok(to)
@@ -203,6 +215,7 @@ pub fn incoming(from: &BasicProperties) -> Properties {
         correlation_id,
         reply_to: text(from.reply_to()),
         expiration: text(from.expiration()),
+        timestamp: *from.timestamp(),
         persistent: match from.delivery_mode() {
             Some(1) => Some(false),
             Some(2) => Some(true),
@@ -240,152 +253,4 @@ fn flat(value: &AMQPValue) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::bus::BoxSettings;
-    use crate::ids::NodeId;
-    use bytes::Bytes;
-    use smallvec::smallvec;
-
-    fn publish(to: Destination, properties: Properties) -> Publish {
-        Publish { to, properties, body: Bytes::from_static(b"x"), order_key: 0, lane: Lane::Bulk }
-    }
-
-    fn write(publish: &Publish) -> Result<Outgoing, Unfit> {
-        outgoing(publish, &Topology::new("w", false, 1, BoxSettings::default()), 7, 128 << 10)
-    }
-
-    #[test]
-    fn properties_survive_the_way_out_and_back() {
-        let properties = Properties {
-            message_id: Some("m".into()),
-            kind: Some("k".into()),
-            content_type: Some("c".into()),
-            correlation_id: Some("i".into()),
-            reply_to: Some("r".into()),
-            expiration: Some("100".into()),
-            persistent: Some(true),
-            app_id: Some("a".into()),
-            user_id: None,
-            headers: smallvec![("traceparent".into(), "00-1".into())],
-            unreadable: None,
-        };
-        let out = write(&publish(Destination::Broadcast, properties.clone())).unwrap();
-        assert_eq!(incoming(&out.properties), properties);
-    }
-
-    #[test]
-    fn what_steers_the_broker_is_dropped_both_ways() {
-        let headers = smallvec![
-            ("CC".into(), "a".into()),
-            ("BCC".into(), "a".into()),
-            ("x-death".into(), "a".into()),
-            ("X-Delay".into(), "a".into()),
-            ("fine".into(), "a".into())
-        ];
-        let out =
-            write(&publish(Destination::Broadcast, Properties { headers, ..Default::default() })).unwrap();
-        assert_eq!(out.properties.headers().as_ref().unwrap().inner().len(), 1);
-        let mut table = FieldTable::default();
-        table.insert("CC".into(), AMQPValue::LongString("a".into()));
-        table.insert("x-a".into(), AMQPValue::LongString("a".into()));
-        table.insert("number".into(), AMQPValue::LongInt(1));
-        table.insert("nested".into(), AMQPValue::FieldTable(FieldTable::default()));
-        table.insert("binary".into(), AMQPValue::LongString(vec![0xff].into()));
-        table.insert("text".into(), AMQPValue::LongString("t".into()));
-        let back = incoming(&BasicProperties::default().with_headers(table));
-        assert_eq!(back.headers.as_slice(), [("text".to_owned(), "t".to_owned())]);
-    }
-
-    #[test]
-    fn ids_that_came_as_headers_are_ids() {
-        let read = |name: &str, value: AMQPValue| {
-            let mut table = FieldTable::default();
-            table.insert(name.into(), value);
-            incoming(&BasicProperties::default().with_headers(table))
-        };
-        for (value, expected) in [
-            (AMQPValue::LongString("m-1".into()), "m-1"),
-            (AMQPValue::ByteArray(b"m-1".to_vec().into()), "m-1"),
-            (AMQPValue::ByteArray(vec![0xff, 0].into()), "ff00"),
-            (AMQPValue::LongString(vec![0xff, 0].into()), "ff00"),
-        ] {
-            assert_eq!(read("x-message-id", value.clone()).message_id.as_deref(), Some(expected));
-            assert_eq!(read("x-correlation-id", value).correlation_id.as_deref(), Some(expected));
-        }
-        assert_eq!(read("x-message-id", AMQPValue::LongInt(1)).message_id, None);
-        assert_eq!(read(EVENT_HEADER, AMQPValue::LongString("e".into())).header(EVENT_HEADER), Some("e"));
-        let long = read("x-message-id", AMQPValue::LongString("x".repeat(256).into()));
-        assert_eq!(
-            (long.message_id, long.unreadable.unwrap()),
-            (None, "message_id: longer than 255 bytes".into())
-        );
-        let mut table = FieldTable::default();
-        table.insert("x-message-id".into(), AMQPValue::LongString("header".into()));
-        let both = BasicProperties::default().with_headers(table).with_message_id("property".into());
-        assert_eq!(incoming(&both).message_id.as_deref(), Some("property"));
-    }
-
-    #[test]
-    fn several_nodes_are_one_publish() {
-        let nodes = ["a", "b", "c"].iter().map(|n| NodeId::new(n).unwrap()).collect();
-        let out = write(&publish(Destination::Nodes(nodes), Properties::default())).unwrap();
-        assert_eq!((out.exchange.as_str(), out.routing_key.as_str(), out.mandatory), ("w.direct", "a", true));
-        let headers = out.properties.headers().clone().unwrap();
-        let AMQPValue::FieldArray(others) = headers.inner().get("CC").unwrap() else { panic!() };
-        assert_eq!(others.as_slice().len(), 2);
-        assert_eq!(sequence(&out.properties), Some(7));
-        assert_eq!(*out.properties.delivery_mode(), Some(1));
-    }
-
-    #[test]
-    fn a_direct_reply_that_cannot_be_one_is_not_sent() {
-        for (rest, sound) in [
-            ("g1hkAA1yZXBseUBsb2NhbGhvc3Q=.key==", true),
-            ("x.y", false),
-            ("", false),
-            ("g1hkAA1yZXBseUBsb2NhbGhvc3Q=", false),
-            ("g1hkAA1yZXBseUBsb2NhbGhvc3Q=.", false),
-            ("g1hkAA1yZXBseUBs b2NhbGhvc3Q=.key", false),
-        ] {
-            assert_eq!(is_sound(&format!("{DIRECT_REPLY}{rest}")), sound, "{rest}");
-        }
-        assert!(is_sound("replies"));
-    }
-
-    #[test]
-    fn only_a_node_itself_reaches_its_own_queues() {
-        let probe = publish(Destination::Queue("w.control.n.1".into()), Properties::default());
-        assert!(write(&probe).is_ok());
-        assert!(write(&Publish { lane: Lane::Reply, ..probe }).is_err());
-    }
-
-    #[test]
-    fn what_the_broker_would_close_the_channel_for_is_never_sent() {
-        let long = "x".repeat(256);
-        assert!(write(&publish(Destination::Queue(long.clone()), Properties::default())).is_err());
-        assert!(write(&publish(Destination::Nodes(smallvec![]), Properties::default())).is_err());
-        let huge = Publish {
-            body: Bytes::from(vec![0; BODY_BYTES_MAX + 1]),
-            ..publish(Destination::Dead, Properties::default())
-        };
-        assert!(write(&huge).is_err());
-        let fat = smallvec![("h".into(), "x".repeat(128 << 10))];
-        assert!(
-            write(&publish(Destination::Dead, Properties { headers: fat, ..Default::default() })).is_err()
-        );
-        let odd = Properties {
-            expiration: Some("-1".into()),
-            user_id: Some("mallory".into()),
-            ..Default::default()
-        };
-        let out = write(&publish(Destination::Dead, odd)).unwrap();
-        assert_eq!((out.properties.expiration(), out.properties.user_id()), (&None, &None));
-        assert_eq!(*out.properties.delivery_mode(), Some(2));
-        for (text, fine) in
-            [("0", true), ("4294967295", true), ("4294967296", false), ("", false), ("1.5", false)]
-        {
-            assert_eq!(is_expiration(text), fine, "{text:?}");
-        }
-    }
-}
+mod tests;

@@ -8,10 +8,11 @@ use sha2::{Digest, Sha256};
 use super::topology::{Argument, Topology};
 
 /// User, tags, sample password. The passwords are public: `amqp/README.md` says how to change them.
-const USERS: [(&str, &[&str], &str); 3] = [
+const USERS: [(&str, &[&str], &str); 4] = [
     ("admin", &["administrator"], "change-me-admin"),
     ("gateway", &[], "change-me-gateway"),
     ("backend", &[], "change-me-backend"),
+    ("application", &[], "change-me-application"),
 ];
 
 /// The content of `amqp/definitions.json`, for `load_definitions` or the import of the management UI.
@@ -91,14 +92,14 @@ fn permissions(topology: &Topology) -> Value {
             "user": "gateway", "vhost": "/",
             // Its own queues and the users' mail; exchanges and the other durable queues are made by this file.
             // `mailbox` is what an older version called the mail's queues, which are emptied and deleted.
-            "configure": format!("^{prefix}\\.(node|control|box|mailbox)\\..+$"),
+            "configure": format!("^{prefix}\\.(node|control|replies|box|mailbox)\\..+$"),
             // `amq.default` reaches queues by their names: reply queues and boxes.
             "write": format!(
-                "^({prefix}\\.(broadcast|direct|control|ingress|dead)|{prefix}\\.(node|control|box|mailbox)\\..+|amq\\.default)$"
+                "^({prefix}\\.(broadcast|direct|control|ingress|dead|app)|{prefix}\\.(node|control|replies|box|mailbox)\\..+|amq\\.default)$"
             ),
             // Of `dead` only to bind its queue again; nodes never consume it.
             "read": format!(
-                "^({prefix}\\.(broadcast|direct|control|ingress|dead)|{prefix}\\.(node|control|box|mailbox)\\..+)$"
+                "^({prefix}\\.(broadcast|direct|control|ingress|dead)|{prefix}\\.(node|control|replies|box|mailbox)\\..+)$"
             ),
         },
         {
@@ -110,15 +111,28 @@ fn permissions(topology: &Topology) -> Value {
             // Queues that an administrator made for it, for settlements.
             "read": "^backend\\..+$",
         },
+        {
+            "user": "application", "vhost": "/",
+            // Queues of its own, which it binds to `app`. It may not publish to `ingress`: its queues could dead-letter
+            // there, past the topic permissions.
+            "configure": "^application\\..+$",
+            // `amq.default`: the way of every answer.
+            "write": "^(application\\..+|amq\\.default)$",
+            "read": format!("^(application\\..+|{prefix}\\.app)$"),
+        },
     ])
 }
 
-/// Which targets a service may address at the ingress exchange.
+/// Which targets a service may address at the ingress exchange, and for which keys it may listen.
 fn topic_permissions(topology: &Topology) -> Value {
-    json!([{
-        "user": "backend", "vhost": "/", "exchange": topology.ingress(),
-        "write": "^((user|session|channel)\\..+|broadcast)$", "read": "^$",
-    }])
+    json!([
+        {
+            "user": "backend", "vhost": "/", "exchange": topology.ingress(),
+            "write": "^((user|session|channel)\\..+|broadcast)$", "read": "^$",
+        },
+        // For which keys it may bind its queues.
+        { "user": "application", "vhost": "/", "exchange": topology.app(), "write": "^$", "read": ".*" },
+    ])
 }
 
 /// RabbitMQ's salted SHA-256. The salt comes from the name, so that the file comes out the same each time.

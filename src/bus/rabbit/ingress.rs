@@ -71,8 +71,10 @@ async fn consume(
         }
         within("basic.cancel", channel.basic_cancel(tag, BasicCancelOptions::default())).await
     };
+    // What came by the queue's name came through the default exchange, which has no name.
+    let via = |exchange: &str| if exchange.is_empty() { Via::IngressQueue } else { Via::Ingress };
     tokio::select! {
-        error = consumer::run(channel.clone(), consumer, PREFETCH, inbox.clone(), |_| Via::Ingress, |_| false, left) => Err(error),
+        error = consumer::run(channel.clone(), consumer, PREFETCH, inbox.clone(), via, |_| false, left) => Err(error),
         Err(error) = cancelling => Err(error),
     }
 }

@@ -16,6 +16,7 @@ mod convert;
 mod declare;
 mod definitions;
 mod dial;
+mod echo;
 mod filter;
 mod gather;
 mod ingress;
@@ -54,6 +55,7 @@ use pulse::Pulse;
 pub use boxes::{Migrated, Read};
 pub use connection::LinkError;
 pub use definitions::definitions;
+pub use echo::serve_echo;
 pub use topology::Topology;
 
 /// A directive for the log: the client library logs returned messages whole, payload included, and takes for
@@ -67,7 +69,10 @@ const BULK_LANES: usize = 2;
 const URGENT_LANE: usize = BULK_LANES;
 /// One more for deposits, which wait for the broker's disk.
 const DEPOSIT_LANE: usize = BULK_LANES + 1;
-const LANES: usize = BULK_LANES + 2;
+/// One more for the application: its exchange may be missing, or the account not allowed to publish there, and the
+/// broker closes the channel for each such publish.
+const APPLICATION_LANE: usize = BULK_LANES + 2;
+const LANES: usize = BULK_LANES + 3;
 
 #[derive(Debug, Clone)]
 pub struct RabbitSettings {
@@ -135,7 +140,8 @@ pub struct RabbitBus {
     lanes: Vec<LaneInbox>,
     /// Answers to backends, and dead letters: on a connection of their own.
     replies: replies::Inbox,
-    account: Option<String>,
+    topology: Topology,
+    node: NodeId,
     boxes: Boxes,
     /// Every task of the bus; they end with it.
     tasks: Mutex<JoinSet<()>>,
@@ -145,7 +151,6 @@ impl RabbitBus {
     /// Returns at once; the link tells when the bus is up. To be called inside a tokio runtime.
     pub fn start(settings: RabbitSettings, node: NodeId) -> (Arc<Self>, Inboxes) {
         let link = watch::Sender::new(Link::default());
-        let account = connection::account(&settings.urls);
         let shared = Shared {
             topology: settings.topology(),
             urls: settings.urls.into(),
@@ -170,16 +175,26 @@ impl RabbitBus {
         let (node_sender, node) = mpsc::channel(consuming::NODE_PREFETCH.into());
         let (control_sender, control) = mpsc::channel(consuming::CONTROL_PREFETCH.into());
         let (ingress_sender, ingress_inbox) = mpsc::channel(ingress::PREFETCH.into());
-        let senders = InboxSenders { node: node_sender, control: control_sender };
+        let (reply_sender, replies_inbox) = mpsc::channel(consuming::REPLIES_PREFETCH.into());
+        let senders = InboxSenders { node: node_sender, control: control_sender, replies: reply_sender };
         let (leave, stop_ingress) = (watch::Sender::new(false), watch::Sender::new(false));
         let urgent: LaneInbox = lanes[BULK_LANES].clone();
         tasks.spawn(pulse::supervise(shared.clone(), urgent.clone()));
         tasks.spawn(consuming::supervise(shared.clone(), senders, urgent, leave.subscribe()));
         tasks.spawn(ingress::supervise(shared.clone(), ingress_sender, stop_ingress.subscribe()));
         let boxes = Boxes::start(&shared, lanes[DEPOSIT_LANE].clone(), &mut tasks);
-        let bus =
-            Self { link, leave, stop_ingress, lanes, replies, account, boxes, tasks: Mutex::new(tasks) };
-        (Arc::new(bus), Inboxes { node, control, ingress: ingress_inbox })
+        let bus = Self {
+            link,
+            leave,
+            stop_ingress,
+            lanes,
+            replies,
+            topology: shared.topology,
+            node: shared.node,
+            boxes,
+            tasks: Mutex::new(tasks),
+        };
+        (Arc::new(bus), Inboxes { node, control, ingress: ingress_inbox, replies: replies_inbox })
     }
 
     /// Moves the mail of version 1 out of the mailbox of one user into a box.
@@ -190,6 +205,7 @@ impl RabbitBus {
     fn offer(&self, publish: Publish, answer: Answer) {
         let lane = match (&publish.to, publish.lane) {
             (Destination::Box(_), _) => DEPOSIT_LANE,
+            (Destination::Application(_), _) => APPLICATION_LANE,
             (Destination::Control, _) | (_, Lane::Urgent) => URGENT_LANE,
             (_, Lane::Reply) => return self.replies.offer(publish, answer),
             (_, Lane::Bulk) => (publish.order_key % BULK_LANES as u64) as usize,
@@ -200,7 +216,7 @@ impl RabbitBus {
 
 impl Bus for RabbitBus {
     fn account(&self) -> Option<&str> {
-        self.account.as_deref()
+        self.topology.account()
     }
 
     fn publish(&self, publish: Publish, done: Done) {
@@ -213,6 +229,11 @@ impl Bus for RabbitBus {
 
     fn link(&self) -> watch::Receiver<Link> {
         self.link.subscribe()
+    }
+
+    fn reply_queue(&self) -> Option<String> {
+        let incarnation = self.link.borrow().incarnation?;
+        Some(self.topology.replies_queue(&self.node, incarnation).name)
     }
 
     fn stop_ingress(&self) {

@@ -88,6 +88,8 @@ pub struct LaneChannel {
     pub header_bytes_max: usize,
     /// The lane's place among those of its connection.
     pub lane: usize,
+    /// How long a lane waits for another channel after one that the broker closed.
+    pub rest: Duration,
     /// Told when the channel fails: the supervisor then opens another one, or the whole connection.
     pub failed: mpsc::Sender<usize>,
 }
@@ -269,11 +271,17 @@ impl<F: std::future::Future<Output = Confirmed>> Flight<F> {
         if matches!(error, LinkError::Late(_)) {
             self.pending.clear();
         }
-        let _ = self.link.failed.try_send(self.link.lane);
+        let rest = sleep(self.link.rest);
+        tokio::pin!(rest);
+        let mut told = false;
         let mut tick = interval(TICK);
         loop {
             tokio::select! {
                 changed = channels.changed() => return changed.is_ok(),
+                () = &mut rest, if !told => {
+                    told = true;
+                    let _ = self.link.failed.try_send(self.link.lane);
+                }
                 job = inbox.recv() => match job {
                     Some(job) => held.push(job),
                     None => return false,

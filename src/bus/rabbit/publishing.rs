@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::connection::{self, within, Backoff, LinkError};
 use super::publisher::{Closures, LaneChannel};
-use super::{declare, Shared, STABLE_AFTER};
+use super::{declare, Shared, APPLICATION_LANE, STABLE_AFTER};
 use crate::bus::Publishing;
 
 /// Channels that a connection opens in its life. When their numbers come round again, the client library takes a new
@@ -23,6 +23,8 @@ use crate::bus::Publishing;
 const CHANNELS_MAX: usize = 1000;
 /// How long a channel stays closed: the broker writes to its log for each.
 const REOPEN_AFTER: Duration = Duration::from_millis(5);
+/// The same for the application: until its exchange is there, what clients send closes each new channel.
+const REOPEN_APPLICATION_AFTER: Duration = Duration::from_millis(250);
 /// How long a connection that the broker closed for what was published on it stays closed.
 const RECONNECT_AFTER: Duration = Duration::from_millis(50);
 
@@ -99,7 +101,8 @@ impl Channels {
             0 => 128 << 10,
             frame_max => frame_max as usize,
         };
-        Ok(LaneChannel { channel, header_bytes_max, lane, failed: self.failed.clone() })
+        let rest = if lane == APPLICATION_LANE { REOPEN_APPLICATION_AFTER } else { Duration::ZERO };
+        Ok(LaneChannel { channel, header_bytes_max, lane, rest, failed: self.failed.clone() })
     }
 }
 

@@ -117,12 +117,22 @@ impl Topology {
         self.name("dead")
     }
 
+    /// The exchange to which backends bind their queues.
+    pub fn app(&self) -> String {
+        self.name("app")
+    }
+
     pub fn node_queue(&self, node: &NodeId, incarnation: Incarnation) -> Queue {
         self.exclusive("node", node, incarnation)
     }
 
     pub fn control_queue(&self, node: &NodeId, incarnation: Incarnation) -> Queue {
         self.exclusive("control", node, incarnation)
+    }
+
+    /// Reached by its name alone.
+    pub fn replies_queue(&self, node: &NodeId, incarnation: Incarnation) -> Queue {
+        self.exclusive("replies", node, incarnation)
     }
 
     /// A name of its own for each incarnation: the queue of a connection that the broker still believes in
@@ -192,7 +202,7 @@ impl Topology {
         let own = queue.strip_prefix(&self.prefix).and_then(|rest| rest.strip_prefix('.'));
         own.is_some_and(|rest| {
             let first = rest.split('.').next().unwrap_or_default();
-            matches!(first, "box" | "node" | "control" | "mailbox" | "ingress" | "dead")
+            matches!(first, "box" | "node" | "control" | "replies" | "mailbox" | "ingress" | "dead")
         })
     }
 
@@ -203,6 +213,7 @@ impl Topology {
             (self.control(), ExchangeType::Fanout),
             (self.ingress(), ExchangeType::Topic),
             (self.dead(), ExchangeType::Fanout),
+            (self.app(), ExchangeType::Topic),
         ]
         .map(|(name, kind)| Exchange { name, kind })
         .into()
@@ -308,6 +319,7 @@ mod tests {
         for (name, reserved) in [
             ("w.box.1024.7", true),
             ("w.node.a.1", true),
+            ("w.replies.a.1", true),
             ("w.ingress", true),
             ("w.boxes", false),
             ("wx.box.1", false),

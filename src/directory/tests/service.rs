@@ -44,6 +44,10 @@ impl Bus for SmallBus {
         self.link.subscribe()
     }
 
+    fn reply_queue(&self) -> Option<String> {
+        None
+    }
+
     fn stop_ingress(&self) {}
     fn deposit(&self, _: BoxNumber, _: Properties, _: Bytes, _: Done) {
         panic!("the directory stores nothing");

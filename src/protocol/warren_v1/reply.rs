@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::ids::ChannelName;
 use crate::protocol::close::{CloseCode, Reconnect};
-use crate::protocol::message::{Form, Message};
+use crate::protocol::message::{Form, Message, BASE64};
 use crate::protocol::reply::{Reply, Welcome};
 
 fn json(value: &impl Serialize, into: &mut Vec<u8>) {
@@ -32,7 +32,8 @@ pub fn message(message: &Message) -> Vec<u8> {
     out.extend_from_slice(b",\"payload\":");
     message.payload.write_json(&mut out);
     if message.payload.form == Form::Binary {
-        out.extend_from_slice(br#","encoding":"base64""#);
+        out.extend_from_slice(b",\"encoding\":");
+        json(&BASE64, &mut out);
     }
     out.extend_from_slice(b",\"ts\":");
     json(&message.accepted_ms, &mut out);

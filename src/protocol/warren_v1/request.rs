@@ -37,6 +37,8 @@ struct Frame<'a> {
     #[serde(borrow, default)]
     echo: Option<&'a RawValue>,
     #[serde(borrow, default)]
+    reply: Option<&'a RawValue>,
+    #[serde(borrow, default)]
     ids: Option<&'a RawValue>,
     #[serde(borrow, default)]
     token: Option<&'a RawValue>,
@@ -82,8 +84,8 @@ fn read_body(frame: Frame<'_>) -> Result<RequestBody<'_>, Error> {
     let kind = required("type", frame.kind).map_err(|error| Error::bad_request(error.to_string()))?;
     let body = match &*kind {
         "publish" => {
-            let Frame { to, payload, event, ttl, delivery, message_id, echo, .. } = frame;
-            let fields = PublishFields { to, payload, event, ttl, delivery, message_id, echo };
+            let Frame { to, payload, event, ttl, delivery, message_id, echo, reply, .. } = frame;
+            let fields = PublishFields { to, payload, event, ttl, delivery, message_id, echo, reply };
             fields.read().map(RequestBody::Publish)
         }
         "ack" => (frame.ids.ok_or(FieldError::missing("ids")))
