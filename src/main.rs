@@ -104,7 +104,7 @@ fn app_echo(config: Config, key: AppKey) -> ExitCode {
         let settings = Node::rabbit_settings(&config);
         tokio::select! {
             () = rabbit::serve_echo(&settings, &key) => {}
-            () = signals.stop() => {}
+            () = signals.stop(None) => {}
         }
         Ok::<_, std::io::Error>(())
     });
@@ -208,14 +208,14 @@ impl Signals {
         })
     }
 
-    /// Returns when the node is to stop. SIGHUP has the keys read again, also that of a terminal that is closed.
-    async fn stop(&mut self, keys: &KeyReload) {
+    /// Returns when the process is to stop. SIGHUP has the keys of a node read again, also that of a terminal that is closed.
+    async fn stop(&mut self, keys: Option<&KeyReload>) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
                 _ = self.quit.recv() => return,
-                _ = self.hangup.recv() => keys.now(),
+                _ = self.hangup.recv() => keys.into_iter().for_each(KeyReload::now),
             }
         }
     }
@@ -237,14 +237,14 @@ async fn run(config: Config, terminal: &Output) -> Result<ExitCode, String> {
     let failed = node.failed();
     let keys = node.keys().clone();
     tokio::select! {
-        () = signals.stop(&keys) => {}
+        () = signals.stop(Some(&keys)) => {}
         failure = failed => {
             tracing::error!(%failure, "the node ends");
             return Ok(end_failed(node).await);
         }
     }
     tracing::info!("draining; a second signal hurries");
-    node.drain(signals.stop(&keys)).await;
+    node.drain(signals.stop(Some(&keys))).await;
     node.stop().await;
     Ok(ExitCode::SUCCESS)
 }
