@@ -17,6 +17,7 @@ mod record;
 mod sabotage;
 
 mod application;
+mod application_limits;
 mod broker_away;
 mod budgets;
 mod channel_counts;
