@@ -35,6 +35,9 @@ pub struct Sync {
     doubtful: BTreeSet<BoxNumber>,
     /// Where the next look for an unread box begins.
     cursor: usize,
+    /// The doubtful box that was handed out last, while every second look is for one of those.
+    last_doubtful: Option<BoxNumber>,
+    is_doubts_turn: bool,
     phase: Phase,
     asked: Vec<NodeId>,
     requests: u64,
@@ -49,6 +52,8 @@ impl Sync {
             left: boxes,
             doubtful: BTreeSet::new(),
             cursor: (first % boxes as u64) as usize,
+            last_doubtful: None,
+            is_doubts_turn: true,
             phase: Phase::Looking { until: now + PEERS_WAIT },
             asked: Vec::new(),
             requests: first,
@@ -93,10 +98,25 @@ impl Sync {
         if self.is_complete() || !matches!(self.phase, Phase::Sweeping) {
             return None;
         }
+        if let Some(next) = self.next_doubtful() {
+            return Some(next);
+        }
         let boxes = self.unread.len();
         let next = (0..boxes).map(|step| (self.cursor + step) % boxes).find(|number| self.unread[*number])?;
         self.cursor = (next + 1) % boxes;
         u32::try_from(next).ok().map(BoxNumber)
+    }
+
+    /// Somebody may wait for what lies in a doubtful box: it does not wait for all boxes of a node that has just started.
+    fn next_doubtful(&mut self) -> Option<BoxNumber> {
+        self.is_doubts_turn = !self.is_doubts_turn;
+        if self.is_doubts_turn {
+            return None;
+        }
+        let after = self.last_doubtful.map_or(0, |last| last.0 + 1);
+        let mut ahead = self.doubtful.range(BoxNumber(after)..);
+        self.last_doubtful = ahead.next().or_else(|| self.doubtful.first()).copied();
+        self.last_doubtful
     }
 
     pub fn next_poll(&self, now: Instant) -> Option<Instant> {
@@ -222,6 +242,21 @@ mod tests {
         sync.doubt(BoxNumber(3));
         sync.is_read(BoxNumber(0));
         assert!(sync.is_complete(), "there is no such box");
+    }
+
+    #[test]
+    fn a_doubtful_box_does_not_wait_for_all_the_others() {
+        let now = Instant::now();
+        let mut sync = Sync::new(NonZeroU32::new(100).unwrap(), 0, now);
+        sync.poll(now + PEERS_WAIT, Vec::new);
+        sync.doubt(BoxNumber(98));
+        sync.doubt(BoxNumber(99));
+        let next: Vec<_> = (0..6).map(|_| sync.next_unread().unwrap().0).collect();
+        assert_eq!(
+            next,
+            [98, 0, 99, 1, 98, 2],
+            "both get their turns, also while the doubtful ones cannot be read"
+        );
     }
 
     #[test]
