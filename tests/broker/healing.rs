@@ -74,9 +74,13 @@ async fn deleted_bindings_come_back() {
         works(&mut a).await;
     }
     assert_eq!(a.bus.link().borrow().incarnation, before);
-    // Nobody may put probes into these, so that nobody sees that the binding is missing; it comes back all the same.
-    for (exchange, key) in [("warren.ingress", "%23"), ("warren.dead", "~")] {
+    // No probes go into the dead letters, so that nobody sees that this binding is missing; it comes back all the same.
+    for (exchange, key, is_seen) in [("warren.ingress", "%23", true), ("warren.dead", "~", false)] {
         delete(&vhost, &format!("bindings/{}/e/{exchange}/q/{exchange}/{key}", vhost.name)).await;
+        if is_seen {
+            seen(&a, TopologyState::Damaged, exchange).await;
+            seen(&a, TopologyState::Whole, exchange).await;
+        }
         eventually("it is bound again", BACK, || async { vhost.bindings(exchange).await.len() == 1 }).await;
         works(&mut a).await;
     }

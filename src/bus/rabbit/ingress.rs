@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use super::connection::{self, within, Backoff, LinkError};
 use super::consuming::failure;
+use super::pulse::is_probe;
 use super::{consumer, declare, Shared, STABLE_AFTER};
 use crate::bus::{Delivery, Via, INGRESS_WINDOW};
 
@@ -73,8 +74,9 @@ async fn consume(
     };
     // What came by the queue's name came through the default exchange, which has no name.
     let via = |exchange: &str| if exchange.is_empty() { Via::IngressQueue } else { Via::Ingress };
+    let takes = |delivery: &Delivery| is_probe(delivery, shared.topology.account());
     tokio::select! {
-        error = consumer::run(channel.clone(), consumer, PREFETCH, inbox.clone(), via, |_| false, left) => Err(error),
+        error = consumer::run(channel.clone(), consumer, PREFETCH, inbox.clone(), via, takes, left) => Err(error),
         Err(error) = cancelling => Err(error),
     }
 }

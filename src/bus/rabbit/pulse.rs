@@ -34,17 +34,20 @@ pub enum Way {
     Direct,
     Broadcast,
     Control,
+    /// To the ingress queue, as backends go. Ends at whichever node consumes it: only its answer tells.
+    Ingress,
     /// Into the canary queue; comes back only when the broker throws it out.
     Canary,
     /// The same, for the queue's sake.
     CanaryQueue,
 }
 
-const WAYS: [(Way, &str); 6] = [
+const WAYS: [(Way, &str); 7] = [
     (Way::Own, "own"),
     (Way::Direct, "direct"),
     (Way::Broadcast, "broadcast"),
     (Way::Control, "control"),
+    (Way::Ingress, "ingress"),
     (Way::Canary, "canary"),
     (Way::CanaryQueue, "canary-queue"),
 ];
@@ -80,12 +83,11 @@ impl Pulse {
         self.arrived[way as usize].load(Ordering::Acquire)
     }
 
-    /// Notes a delivery. `true`: it is a probe, which ends here. Only a node's own word counts, which the broker
-    /// vouches for by the account.
+    /// Notes a delivery. `true`: it is a probe, which ends here.
     pub fn takes(&self, delivery: &Delivery, account: Option<&str>, incarnation: Incarnation) -> bool {
         self.deliveries.fetch_add(1, Ordering::Relaxed);
         let properties = &delivery.properties;
-        if properties.kind.as_deref() != Some(PROBE_KIND) || properties.user_id.as_deref() != account {
+        if !is_probe(delivery, account) {
             return false;
         }
         let number = properties.message_id.as_deref().and_then(|id| {
@@ -101,6 +103,12 @@ impl Pulse {
     }
 }
 
+/// Whether it is a probe of some node, for which the broker vouches by the account.
+pub fn is_probe(delivery: &Delivery, account: Option<&str>) -> bool {
+    let properties = &delivery.properties;
+    properties.kind.as_deref() == Some(PROBE_KIND) && properties.user_id.as_deref() == account
+}
+
 /// A probe; those of one order key arrive in order where they meet in one queue.
 pub fn probe(shared: &Shared, incarnation: Incarnation, way: Way, number: u64) -> Publish {
     let control = || shared.topology.control_queue(&shared.node, incarnation).name;
@@ -109,6 +117,7 @@ pub fn probe(shared: &Shared, incarnation: Incarnation, way: Way, number: u64) -
         Way::Direct => Destination::Nodes(smallvec::smallvec![shared.node.clone()]),
         Way::Broadcast => Destination::Broadcast,
         Way::Control => Destination::Control,
+        Way::Ingress => Destination::Ingress(PROBE_KIND.to_owned()),
         Way::Canary | Way::CanaryQueue => {
             Destination::Queue(shared.topology.canary_queue(&shared.node, incarnation).name)
         }

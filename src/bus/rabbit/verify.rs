@@ -119,15 +119,22 @@ impl Verifier<'_> {
         let number = PROBES_FROM + *number;
         let answers = Arc::<Answers>::default();
         let bound = !self.node_bindings.is_empty();
-        for way in [Way::Broadcast, Way::Direct, Way::Control, Way::Own] {
-            if !bound && matches!(way, Way::Broadcast | Way::Direct) {
+        for way in [Way::Broadcast, Way::Direct, Way::Ingress, Way::Control, Way::Own] {
+            if !bound && matches!(way, Way::Broadcast | Way::Direct | Way::Ingress) {
                 continue;
             }
             let (told, shared) = (answers.clone(), self.shared.clone());
             let answer = Answer::new(Box::new(move |outcome| {
+                if way == Way::Ingress {
+                    told.ingress.store(true, Ordering::Relaxed);
+                    shared.pulse.came.notify_one();
+                }
                 let flag = match outcome {
                     Outcome::Confirmed => return,
                     Outcome::Unroutable if way == Way::Direct => &told.unroutable,
+                    Outcome::Unroutable if way == Way::Ingress => &told.no_ingress,
+                    // The ingress queue is full: backends are told so themselves.
+                    Outcome::Refused if way == Way::Ingress => return,
                     Outcome::Unavailable => &told.failed,
                     _ => &told.not_sent,
                 };
@@ -140,8 +147,9 @@ impl Verifier<'_> {
         let came = |way| pulse.arrived(way) >= number;
         let gone = || answers.unroutable.load(Ordering::Relaxed);
         let broken = || answers.failed.load(Ordering::Relaxed);
+        let told = || answers.ingress.load(Ordering::Relaxed) && (came(Way::Direct) || gone());
         let all = async {
-            while !(broken() || came(Way::Own) && (!bound || came(Way::Direct) || gone())) {
+            while !(broken() || came(Way::Own) && (!bound || told())) {
                 pulse.came.notified().await;
             }
         };
@@ -155,14 +163,16 @@ impl Verifier<'_> {
             // The channel was closed: an exchange that it named is not there, or was not.
             return vec!["a probe could not be published".to_owned()];
         }
+        let no_ingress = answers.no_ingress.load(Ordering::Relaxed);
         [
+            (no_ingress, topology.ingress()),
             (bound && gone(), topology.direct()),
             (bound && came(Way::Direct) && !came(Way::Broadcast), topology.broadcast()),
             (came(Way::Own) && !came(Way::Control), topology.control()),
         ]
         .into_iter()
         .filter(|(lost, _)| *lost)
-        .map(|(_, exchange)| format!("a queue of the node was not bound to {exchange}"))
+        .map(|(_, exchange)| format!("a queue was not bound to {exchange}"))
         .collect()
     }
 
@@ -190,6 +200,9 @@ impl Verifier<'_> {
 struct Answers {
     /// The direct one came back as such.
     unroutable: AtomicBool,
+    /// The one to the ingress queue was answered; it came back as such.
+    ingress: AtomicBool,
+    no_ingress: AtomicBool,
     failed: AtomicBool,
     /// The window was full: that a probe did not arrive means nothing.
     not_sent: AtomicBool,
