@@ -228,8 +228,12 @@ async fn run(config: Config, terminal: &Output) -> Result<ExitCode, String> {
     let mut signals = Signals::listen().map_err(|error| format!("cannot listen for signals: {error}"))?;
     raise_limits(&config);
     let (standalone, insecure) = (config.standalone(), config.insecure());
+    let console = ConsolePlaces {
+        is_public: config.console_is_public(),
+        is_for_operators: config.console_is_for_operators(),
+    };
     let mut node = Node::start(config).map_err(|error| error.to_string())?;
-    terminal.line(greeting(&node, standalone, insecure).into_bytes());
+    terminal.line(greeting(&node, standalone, insecure, &console).into_bytes());
     #[cfg(debug_assertions)]
     if warren::config::test_panic() {
         node.tasks().spawn("test", async { std::panic::panic_any("asked for by a test") });
@@ -238,6 +242,7 @@ async fn run(config: Config, terminal: &Output) -> Result<ExitCode, String> {
     let keys = node.keys().clone();
     tokio::select! {
         () = signals.stop(Some(&keys)) => {}
+        () = node.drain_ordered() => {}
         failure = failed => {
             tracing::error!(%failure, "the node ends");
             return Ok(end_failed(node).await);
@@ -256,8 +261,14 @@ async fn end_failed(mut node: Node) -> ExitCode {
     ExitCode::from(FAILED)
 }
 
+/// On which addresses the console is.
+struct ConsolePlaces {
+    is_public: bool,
+    is_for_operators: bool,
+}
+
 /// What a person at a terminal wants to know first.
-fn greeting(node: &Node, standalone: bool, insecure: bool) -> String {
+fn greeting(node: &Node, standalone: bool, insecure: bool, console: &ConsolePlaces) -> String {
     let (public, admin) = (node.public(), node.admin());
     let mut text = format!("warren {} as node {}\n", env!("CARGO_PKG_VERSION"), node.id());
     if standalone {
@@ -272,14 +283,15 @@ fn greeting(node: &Node, standalone: bool, insecure: bool) -> String {
         "  sockets   ws://{public}/ws\n  API       http://{public}/v1/messages\n  \
          admin     http://{admin}/readyz  /livez  /metrics\n"
     );
-    if insecure {
+    if console.is_public {
         let _ = write!(
             text,
-            "Try it:\n  websocat 'ws://{public}/ws?user=alice'\n  \
-             or open http://{public}/livez and in the browser's console:\n    \
-             s = new WebSocket('ws://{public}/ws?user=alice'); s.onmessage = m => console.log(m.data)\n  \
-             then:\n    curl http://{public}/v1/messages -d '{{\"to\":\"user.alice\",\"payload\":\"hello\"}}'\n"
+            "  console   http://{public}/\n\
+             Try it: open the console, or\n  websocat 'ws://{public}/ws?user=alice'\n  \
+             curl http://{public}/v1/messages -d '{{\"to\":\"user.alice\",\"payload\":\"hello\"}}'\n"
         );
+    } else if console.is_for_operators {
+        let _ = writeln!(text, "  console   http://{admin}/");
     }
     if insecure && standalone {
         let _ = write!(

@@ -1,10 +1,13 @@
 //! Every metric: its name, its help, where it is counted.
 
+use std::collections::BTreeMap;
+
 use prometheus_client::encoding::{text, EncodeLabelSet};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use serde::{Deserialize, Serialize};
 
 /// The door that a message came through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -12,6 +15,34 @@ pub enum Door {
     Session,
     Http,
     Ingress,
+}
+
+impl Door {
+    const ALL: [Door; 3] = [Door::Session, Door::Http, Door::Ingress];
+
+    fn name(self) -> &'static str {
+        match self {
+            Door::Session => "session",
+            Door::Http => "http",
+            Door::Ingress => "ingress",
+        }
+    }
+}
+
+/// The outcomes that [`Metrics::settled`] counts; see [`crate::protocol::message::Settlement::outcome`].
+const OUTCOMES: [&str; 6] = ["delivered", "stored", "published", "answered", "expired", "rejected"];
+
+/// Counts since the start of the process.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Totals {
+    /// Messages by outcome, whichever door they came through.
+    pub settled: BTreeMap<String, u64>,
+    /// Copies of messages handed to sessions.
+    pub handed: u64,
+    pub opened: u64,
+    pub refused: u64,
+    pub dead: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -42,6 +73,7 @@ pub struct Snapshot {
 pub struct Metrics {
     registry: Registry,
     settled: Family<OutcomeLabels, Counter>,
+    handed: Counter,
     opened: Counter,
     closed: Family<CloseLabels, Counter>,
     refused: Counter,
@@ -68,6 +100,11 @@ impl Metrics {
         }
         Self {
             settled: metric!(Family::default(), "messages_settled", "Messages settled, by door and outcome"),
+            handed: metric!(
+                Counter::default(),
+                "messages_handed",
+                "Copies of messages handed to sessions, one for each session"
+            ),
             opened: metric!(Counter::default(), "sessions_opened", "Sessions begun"),
             closed: metric!(
                 Family::default(),
@@ -97,12 +134,12 @@ impl Metrics {
     }
 
     pub fn settled(&self, door: Door, outcome: &'static str) {
-        let door = match door {
-            Door::Session => "session",
-            Door::Http => "http",
-            Door::Ingress => "ingress",
-        };
-        self.settled.get_or_create(&OutcomeLabels { door, outcome }).inc();
+        self.settled.get_or_create(&OutcomeLabels { door: door.name(), outcome }).inc();
+    }
+
+    /// Messages were handed to so many sessions, each counted.
+    pub fn handed(&self, copies: usize) {
+        self.handed.inc_by(copies as u64);
     }
 
     pub fn session_opened(&self) {
@@ -123,6 +160,21 @@ impl Metrics {
 
     pub fn answer_ignored(&self) {
         self.answers_ignored.inc();
+    }
+
+    pub fn totals(&self) -> Totals {
+        let settled = OUTCOMES.map(|outcome| {
+            let of = |door: Door| self.settled.get(&OutcomeLabels { door: door.name(), outcome });
+            let count = Door::ALL.into_iter().filter_map(|door| of(door).map(|count| count.get())).sum();
+            (outcome.to_owned(), count)
+        });
+        Totals {
+            settled: settled.into_iter().collect(),
+            handed: self.handed.get(),
+            opened: self.opened.get(),
+            refused: self.refused.get(),
+            dead: self.dead.get(),
+        }
     }
 
     /// The OpenMetrics text, with these values for what is not counted but looked up.
@@ -155,14 +207,19 @@ mod tests {
     fn what_is_counted_is_shown() {
         let metrics = Metrics::new();
         metrics.settled(Door::Http, "delivered");
+        metrics.settled(Door::Ingress, "delivered");
+        metrics.handed(5);
         metrics.session_closed(4102);
         let text = metrics.render(Snapshot { sessions: 3, ..Snapshot::default() });
         for line in [
             "warren_messages_settled_total{door=\"http\",outcome=\"delivered\"} 1",
             "warren_sessions_closed_total{code=\"4102\"} 1",
+            "warren_messages_handed_total 5",
             "warren_sessions 3",
         ] {
             assert!(text.contains(line), "{line} in {text}");
         }
+        let totals = metrics.totals();
+        assert_eq!((totals.settled["delivered"], totals.settled["stored"], totals.handed), (2, 0, 5));
     }
 }

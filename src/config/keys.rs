@@ -87,7 +87,8 @@ const fn secret(name: &'static str, form: &'static str, meaning: &'static str) -
 pub const KEYS: &[Key] = &[
     // where
     text("LISTEN", "0.0.0.0:8080 with a JWT key, else 127.0.0.1:8080", "ip:port", "the public listener: `/ws` and `/v1`"),
-    text("ADMIN_LISTEN", "0.0.0.0:9090 with a JWT key, else 127.0.0.1:9090", "ip:port", "the listener for `/livez`, `/readyz` and `/metrics`; not for the internet"),
+    text("ADMIN_LISTEN", "0.0.0.0:9090 with a JWT key, else 127.0.0.1:9090", "ip:port", "the listener for `/livez`, `/readyz`, `/metrics`, the console (`/`) and its `/v1`; not for the internet"),
+    text("PUBLIC_URL", "", "http(s)://host[:port][/path]", "where browsers reach this very node; the console opens its clients there"),
     secret("AMQP_URL", "comma-separated amqp:// or amqps:// URLs", "RabbitMQ; several URLs, of one user and vhost, are tried in turn; absent = standalone, without a broker and without other nodes"),
     text("PREFIX", "warren", "1 to 32 of a-z 0-9 - _ .", "what the names of all exchanges and queues start with"),
     text("NODE_ID", "<hostname>-<6 random characters>", "1 to 64 of A-Z a-z 0-9 - _ .", "the name of this node; unique in the cluster"),

@@ -5,6 +5,7 @@
 
 mod amqp_url;
 mod api_keys;
+mod console;
 mod keys;
 mod networks;
 mod reading;
@@ -37,6 +38,8 @@ const ADMIN_PORT: u16 = 9090;
 pub struct Config {
     pub listen: SocketAddr,
     pub admin_listen: SocketAddr,
+    /// Where browsers reach this node, without a slash at the end.
+    pub public_url: Option<String>,
     /// Empty = standalone.
     pub amqp_urls: Vec<AmqpUrl>,
     pub prefix: Prefix,
@@ -125,6 +128,7 @@ impl Config {
         let config = Config {
             listen: listen(&mut from, "LISTEN", &auth, PUBLIC_PORT),
             admin_listen: listen(&mut from, "ADMIN_LISTEN", &auth, ADMIN_PORT),
+            public_url: from.parsed("PUBLIC_URL", console::public_url),
             amqp_urls: amqp_urls(&mut from),
             prefix: from
                 .parsed("PREFIX", Prefix::parse)

@@ -74,6 +74,7 @@ fn every_mistake_is_named_at_once() {
         ("JWT_SECRET", "canary"),
         ("API_KEYS", "canary"),
         ("ALLOWED_ORIGINS", "example.com"),
+        ("PUBLIC_URL", "javascript:alert(1)"),
         ("ROUTING", "ring"),
         ("QUEUE_TYPE", "stream"),
         ("WORKERS", "65"),
@@ -91,6 +92,7 @@ fn every_mistake_is_named_at_once() {
         "WARREN_JWT_SECRET: must have at least 32 bytes",
         "WARREN_API_KEYS: each key must have at least 16 characters",
         "WARREN_ALLOWED_ORIGINS: \"example.com\" is not scheme://host[:port]",
+        "WARREN_PUBLIC_URL=\"javascript:alert(1)\": must be http(s)://host[:port][/path]",
         "WARREN_ROUTING=\"ring\": is not available in this version",
         "WARREN_QUEUE_TYPE=\"stream\": must be one of: classic, quorum",
         "WARREN_WORKERS=\"65\": must be a whole number, 0..64 (threads)",
@@ -102,7 +104,7 @@ fn every_mistake_is_named_at_once() {
     ] {
         assert!(told.iter().any(|told| told.starts_with(expected)), "{expected}\n{told:#?}");
     }
-    assert_eq!(told.len(), 15, "{told:#?}");
+    assert_eq!(told.len(), 16, "{told:#?}");
     assert!(!told.concat().contains("canary"), "{told:#?}");
 }
 

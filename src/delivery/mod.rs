@@ -5,6 +5,7 @@
 //! - [`old_mail`]: mail as version 1 stored it (pure).
 //! - [`peer_words`]: receipts, questions and notices between nodes.
 //! - [`receipt_sender`]: a target node's receipts, batched per origin.
+//! - [`report`]: what a node tells operators about itself.
 //! - [`seen`]: the ids a node has delivered lately, so that a repeat is not shown twice (pure).
 
 pub mod application;
@@ -12,4 +13,5 @@ pub mod envelope;
 pub mod old_mail;
 pub mod peer_words;
 pub mod receipt_sender;
+pub mod report;
 pub mod seen;

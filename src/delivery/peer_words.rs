@@ -6,6 +6,7 @@ use smallvec::smallvec;
 
 use crate::bus::{Destination, Lane, Properties, Publish};
 use crate::delivery::envelope::{answered_to, Origin, Tag};
+use crate::delivery::report::Report;
 use crate::ids::{ChannelName, Life, NodeId, SessionId, UserId};
 
 /// AMQP `type` of what nodes send each other. Anything else on a node queue came from a backend.
@@ -58,6 +59,10 @@ pub enum Ask {
     Subscribe(UserId, ChannelName),
     /// Take the user's sessions out of the channel.
     Unsubscribe(UserId, ChannelName),
+    /// What operators want to know of the node.
+    Report,
+    /// Leave the cluster as after SIGTERM.
+    Drain,
 }
 
 impl Ask {
@@ -68,7 +73,7 @@ impl Ask {
             | Ask::DisconnectUser(user)
             | Ask::Subscribe(user, _)
             | Ask::Unsubscribe(user, _) => Some(user),
-            Ask::DisconnectSession(_) | Ask::UsersIn(_) => None,
+            Ask::DisconnectSession(_) | Ask::UsersIn(_) | Ask::Report | Ask::Drain => None,
         }
     }
 }
@@ -102,11 +107,13 @@ pub struct AskReply {
     /// There are more users than a list may have.
     #[serde(default)]
     pub unlisted: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<Box<Report>>,
 }
 
 impl AskReply {
     pub fn new(from: NodeId) -> Self {
-        Self { from, sessions: Vec::new(), users: Vec::new(), count: 0, unlisted: false }
+        Self { from, sessions: Vec::new(), users: Vec::new(), count: 0, unlisted: false, report: None }
     }
 }
 

@@ -13,7 +13,7 @@ use warp::{Filter, Rejection};
 use super::client::Client;
 use super::connection::Connection;
 use super::credentials::{bearer, refusal};
-use super::{channels, publish, response, AppState};
+use super::{channels, cluster, publish, response, AppState};
 use crate::auth::Caller;
 use crate::error::{Code, Error};
 use crate::ids::{SessionId, UserId};
@@ -30,6 +30,10 @@ pub(super) fn routes(state: Arc<AppState>) -> impl Filter<Extract = (Response,),
         .then(|(state, caller): Asked, headers, body| publish::post(state, caller, headers, body));
     let read = warp::get().or(warp::head()).unify();
     let nodes = v1.clone().and(warp::path!("nodes")).and(read).then(get_nodes);
+    let whole = v1.clone().and(warp::path!("cluster")).and(read).then(cluster::get);
+    let drain =
+        v1.clone().and(warp::path!("nodes" / String / "drain")).and(warp::post()).then(cluster::drain);
+    let nodes = nodes.or(whole).unify().or(drain).unify();
     let user = v1.clone().and(warp::path!("users" / String)).and(read).then(get_user);
     let user_sessions =
         v1.clone().and(warp::path!("users" / String / "sessions")).and(warp::delete()).then(delete_user);

@@ -24,6 +24,8 @@ pub struct Guard {
     /// Everybody is believed because only this machine can connect: so the request must be meant for this machine,
     /// and not for a name that a page has had resolved to it (DNS rebinding).
     pub loopback_only: bool,
+    /// The console is served here.
+    pub console: bool,
 }
 
 impl Guard {
@@ -33,7 +35,7 @@ impl Guard {
         let host = host(request.version(), headers)?;
         let client = Client::of(peer, headers, &self.trusted);
         let path = request.uri().path();
-        check_method(path, request.method())?;
+        self.check_method(path, request.method())?;
         if is_trusting(path) {
             if self.loopback_only && !host.is_some_and(is_loopback_host) {
                 let message = "Host: an insecure node answers to localhost and loopback addresses only";
@@ -45,6 +47,15 @@ impl Guard {
             check_query(request.uri().query().unwrap_or_default())?;
         }
         Ok(client)
+    }
+
+    /// Unknown addresses are left to the routes, which answer 404.
+    fn check_method(&self, path: &str, method: &Method) -> Result<(), Box<Response>> {
+        let Some(allow) = methods(path, self.console) else { return Ok(()) };
+        match allow.split(", ").any(|allowed| allowed == method.as_str()) {
+            true => Ok(()),
+            false => Err(Box::new(response::method_not_allowed(allow))),
+        }
     }
 
     /// A request without an Origin does not come from a web page (RFC 6455 section 10.2).
@@ -91,22 +102,15 @@ fn check_query(query: &str) -> Result<(), Box<Response>> {
     }
 }
 
-/// Unknown addresses are left to the routes, which answer 404.
-fn check_method(path: &str, method: &Method) -> Result<(), Box<Response>> {
-    let Some(allow) = methods(path) else { return Ok(()) };
-    match allow.split(", ").any(|allowed| allowed == method.as_str()) {
-        true => Ok(()),
-        false => Err(Box::new(response::method_not_allowed(allow))),
-    }
-}
-
 /// What an address takes: HEAD wherever GET (RFC 9110 section 9.3.2).
-fn methods(path: &str) -> Option<&'static str> {
+fn methods(path: &str, console: bool) -> Option<&'static str> {
     const READ: &str = "GET, HEAD";
     let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     match segments[..] {
-        ["ws" | "livez" | "readyz" | "metrics"] | ["v1", "nodes"] | ["v1", "users", _] => Some(READ),
-        ["v1", "channels", _] => Some(READ),
+        ["ws" | "livez" | "readyz" | "metrics" | "warren-client.js"] => Some(READ),
+        ["v1", "nodes" | "cluster"] | ["v1", "users" | "channels", _] => Some(READ),
+        [""] | ["console", _] if console => Some(READ),
+        ["v1", "nodes", _, "drain"] => Some("POST"),
         ["v1", "users", _, "channels", _] => Some("PUT, DELETE"),
         ["v1", "messages"] => Some("POST"),
         ["v1", "users", _, "sessions"] | ["v1", "sessions", _] => Some("DELETE"),
@@ -141,10 +145,15 @@ mod tests {
             ("/v1/users/a%2Fb", Some("GET, HEAD")),
             ("/v1/users/a/sessions", Some("DELETE")),
             ("/v1/sessions/n~1", Some("DELETE")),
+            ("/v1/nodes/n0/drain", Some("POST")),
             ("/v1", None),
             ("/", None),
+            ("/console/main.js", None),
         ] {
-            assert_eq!(methods(path), expected, "{path}");
+            assert_eq!(methods(path, false), expected, "{path}");
+        }
+        for path in ["/", "/console/main.js"] {
+            assert_eq!(methods(path, true), Some("GET, HEAD"), "{path}");
         }
     }
 

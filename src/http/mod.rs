@@ -5,17 +5,20 @@
 //! - `slots.rs`: the slots, by client address; `stream.rs`: the socket; `connection.rs`: deadlines of a connection.
 //! - [`guard`]: what every request is checked for; `client.rs`: who is at the other end.
 //! - `upgrade.rs`: from a request to a session; `credentials.rs`: whose token it is.
-//! - `api.rs`: what stands under `/v1`; `publish.rs`: `POST /v1/messages`; [`body`]: its bounds.
+//! - `api.rs`: what stands under `/v1`; `cluster.rs`: the parts for operators; `publish.rs`: `POST /v1/messages`;
+//!   [`body`]: its bounds.
 //! - [`health`]: `/livez`, `/readyz`, `/metrics` (on the admin address; the first two on the public one too).
-//! - `client_library.rs`: `/warren-client.js`, for browsers.
+//! - `console.rs`: the console at `/` and `/warren-client.js`; `assets.rs`: how browsers get and keep such files.
 //! - `response.rs`: how responses and errors are written.
 
 mod api;
+mod assets;
 pub mod body;
 mod channels;
 mod client;
-mod client_library;
+mod cluster;
 mod connection;
+mod console;
 mod credentials;
 pub mod guard;
 pub mod health;
@@ -63,23 +66,39 @@ pub struct AppState {
     pub body_timeout: Duration,
 }
 
-/// The public address.
+/// The public address. `console`: whether the console is here too.
 pub fn public(
     state: Arc<AppState>,
+    console: bool,
 ) -> impl Filter<Extract = (impl Reply,), Error = std::convert::Infallible> + Clone {
     upgrade::route(state.clone())
         .or(api::routes(state.clone()))
         .unify()
         .or(health::probes(state))
         .unify()
-        .or(client_library::route())
+        .or(console::client_library())
+        .unify()
+        .or(only_if(console).and(console::pages()))
         .unify()
         .recover(response::rejection)
 }
 
-/// The admin address.
+/// The admin address. `console`: whether the console is here, and the API that it uses.
 pub fn admin(
     state: Arc<AppState>,
+    console: bool,
 ) -> impl Filter<Extract = (impl Reply,), Error = std::convert::Infallible> + Clone {
-    health::probes(state.clone()).or(health::metrics(state)).unify().recover(response::rejection)
+    let for_console =
+        api::routes(state.clone()).or(console::client_library()).unify().or(console::pages()).unify();
+    health::probes(state.clone())
+        .or(health::metrics(state))
+        .unify()
+        .or(only_if(console).and(for_console))
+        .unify()
+        .recover(response::rejection)
+}
+
+fn only_if(holds: bool) -> impl Filter<Extract = (), Error = warp::Rejection> + Clone {
+    let check = move || std::future::ready(if holds { Ok(()) } else { Err(warp::reject::not_found()) });
+    warp::any().and_then(check).untuple_one()
 }

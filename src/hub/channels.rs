@@ -1,7 +1,8 @@
 //! Which workers of this node have subscribers of a channel, and which users those are.
 
+use std::cmp::Reverse;
 use std::collections::hash_map::RandomState;
-use std::collections::HashMap;
+use std::collections::{BinaryHeap, HashMap};
 use std::hash::BuildHasher;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -97,6 +98,30 @@ impl Channels {
         workers.into_iter().flatten().map(|of| of.worker).collect()
     }
 
+    /// How many channels there are, and the `max` with the most sessions, the largest first.
+    pub(super) fn largest(&self, max: usize) -> (usize, Vec<(ChannelName, usize)>) {
+        let mut count = 0;
+        // The smallest of those found so far is at the top, to be replaced.
+        let mut largest: BinaryHeap<Reverse<(usize, ChannelName)>> = BinaryHeap::with_capacity(max + 1);
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            count += shard.len();
+            for (channel, members) in shard.iter() {
+                let sessions = members.workers.iter().map(|of| of.sessions).sum();
+                let is_full = largest.len() >= max;
+                if is_full && largest.peek().is_some_and(|Reverse((least, _))| sessions <= *least) {
+                    continue;
+                }
+                if is_full {
+                    largest.pop();
+                }
+                largest.push(Reverse((sessions, channel.clone())));
+            }
+        }
+        let sorted = largest.into_sorted_vec().into_iter();
+        (count, sorted.map(|Reverse((sessions, channel))| (channel, sessions)).collect())
+    }
+
     /// The users, if they are no more than `max`, and their number.
     pub(super) fn users(&self, channel: &ChannelName, max: usize) -> (Vec<UserId>, usize) {
         let shard = self.shard(channel);
@@ -121,6 +146,12 @@ mod tests {
         assert_eq!(channels.add(&channel, 1, &b), change(false, true));
         assert_eq!(channels.workers(&channel)[..], [0, 1]);
         assert_eq!((channels.users(&channel, 2).0.len(), channels.users(&channel, 1)), (2, (vec![], 2)));
+        let other = ChannelName::new("hall").unwrap();
+        channels.add(&other, 0, &a);
+        let (count, largest) = channels.largest(1);
+        assert_eq!((count, &largest[..]), (2, &[(channel.clone(), 3)][..]));
+        assert_eq!(channels.largest(9).1, [(channel.clone(), 3), (other.clone(), 1)]);
+        channels.remove(&other, 0, &a);
         assert_eq!(channels.remove(&channel, 0, &a), change(false, false));
         assert_eq!(channels.remove(&channel, 0, &a), change(false, true));
         assert_eq!(

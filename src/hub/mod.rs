@@ -193,6 +193,11 @@ impl Hub {
         (counter % self.workers.len() as u64) as usize
     }
 
+    /// How many channels have subscribers here, and the `max` with the most sessions, the largest first.
+    pub fn largest_channels(&self, max: usize) -> (usize, Vec<(ChannelName, usize)>) {
+        self.channels.largest(max)
+    }
+
     /// Room for one command to each worker that holds one of these sessions: all of them, or none.
     pub fn reserve(&self, counters: Counters) -> Result<Reservation<'_>, Full> {
         let mut groups: SmallVec<[(usize, Counters); 1]> = SmallVec::new();

@@ -2,11 +2,13 @@
 //!
 //! - `worker_thread.rs`: the thread that serves a listener and its sockets.
 //! - [`keys`]: reads keys again.
+//! - `settings.rs`: what parts of the node are told of the configuration.
 //! - `state.rs`: what HTTP requests need, and what readiness is judged by.
 //! - `supervise.rs`: notices the end of tasks and threads that should have gone on.
 //! - `watch.rs`: the small tasks that follow the link, the cluster and the clock.
 
 pub mod keys;
+mod settings;
 mod state;
 mod supervise;
 mod watch;
@@ -28,7 +30,6 @@ use crate::bus::{BoxSettings, Bus, Inboxes};
 use crate::config::{Config, QueueType};
 use crate::delivery::receipt_sender::ReceiptSender;
 use crate::directory::{Directory, Membership};
-use crate::http::guard::Guard;
 use crate::http::{self, listener, serve, AppState};
 use crate::hub::{Command, Commands, Hub};
 use crate::ids::NodeId;
@@ -36,12 +37,15 @@ use crate::ingress::backends::{self, BackendsDoor};
 use crate::ingress::peers::{self, NodeQueue};
 use crate::ingress::replies::{self, RepliesDesk};
 use crate::lifecycle::{Lifecycle, Phase};
-use crate::mail::index::{MailIndex, MailLimits};
+use crate::mail::index::MailIndex;
+use crate::metrics::Metrics;
 use crate::router::readings::{sweep, Readings};
+use crate::router::report::Operators;
 use crate::router::{Places, Router, RouterSettings};
 use crate::session::worker::ADMISSIONS_MAX;
 use crate::session::SessionSettings;
 use keys::KeyReload;
+use settings::{admin_guard, mail_limits, public_guard};
 use state::app_state;
 pub use supervise::{Failure, Failures, Tasks};
 use worker_thread::WorkerThread;
@@ -135,6 +139,8 @@ impl Node {
         let (mail, mail_service) =
             MailIndex::new(config.node_id.clone(), bus.clone(), mail_limits(&config), peers);
         let readings = Readings::new(bus.boxes().boxes);
+        let metrics = Arc::new(Metrics::new());
+        let operators = Operators::new(metrics.clone(), config.public_url.clone(), config.standalone());
         let places = Places {
             hub: hub.clone(),
             directory,
@@ -142,11 +148,12 @@ impl Node {
             receipts,
             mail,
             readings: readings.clone(),
+            operators,
         };
         let router = Router::new(settings, places);
         let tasks = Tasks::new();
         let keys = KeyReload::new(verifier.clone(), &config);
-        let state = app_state(&config, &router, verifier, bus.link(), tasks.failures().clone());
+        let state = app_state(&config, &router, verifier, metrics, bus.link(), tasks.failures().clone());
         let mut node = Self {
             id: config.node_id.clone(),
             public,
@@ -211,8 +218,11 @@ impl Node {
         for listener in listeners {
             let listener = TcpListener::from_std(listener)
                 .map_err(|error| StartError::Listen { address: self.admin, error })?;
-            let limits = limits(config, ADMIN_CONNECTIONS, ADMIN_CONNECTIONS).for_operators();
-            self.tasks.spawn_endless("admin", serve::run(listener, limits, http::admin(state.clone()), None));
+            let guard = admin_guard(config);
+            let limits =
+                serve::Limits::new(config.header_timeout, ADMIN_CONNECTIONS, ADMIN_CONNECTIONS, guard);
+            let routes = http::admin(state.clone(), config.console_is_for_operators());
+            self.tasks.spawn_endless("admin", serve::run(listener, limits.for_operators(), routes, None));
         }
         Ok(())
     }
@@ -224,7 +234,9 @@ impl Node {
         listeners: Vec<std::net::TcpListener>,
         commands: Vec<Commands>,
     ) -> Result<(), StartError> {
-        let limits = limits(config, config.handshakes_max, config.connections_per_address);
+        let (connections, per_address) = (config.handshakes_max, config.connections_per_address);
+        let limits =
+            serve::Limits::new(config.header_timeout, connections, per_address, public_guard(config));
         let sessions = SessionSettings {
             verifier: state.verifier.clone(),
             metrics: state.metrics.clone(),
@@ -250,6 +262,7 @@ impl Node {
                 listener,
                 limits: limits.clone(),
                 state: state.clone(),
+                console: config.console_is_public(),
                 sessions: sessions.clone(),
                 commands,
                 admissions,
@@ -305,6 +318,11 @@ impl Node {
     pub fn failed(&self) -> impl std::future::Future<Output = Failure> {
         let failures = self.tasks.failures().clone();
         async move { failures.failed().await }
+    }
+
+    /// Returns when an operator wants the node to be drained and stopped.
+    pub async fn drain_ordered(&self) {
+        self.router.drain_ordered().await;
     }
 
     /// Returns once the node serves: its queues exist and the broker takes its messages.
@@ -366,29 +384,4 @@ impl Node {
 
 fn box_settings(config: &Config) -> BoxSettings {
     BoxSettings { boxes: config.boxes, ttl: config.mailbox_ttl }
-}
-
-/// A sender that was at rest may store the mail of so many seconds at once.
-const SENDER_BURST_SECONDS: u32 = 10;
-
-fn mail_limits(config: &Config) -> MailLimits {
-    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-    let sender_rate = count(config.sender_mail_rate);
-    MailLimits {
-        messages: count(config.mailbox_messages),
-        bytes: config.mailbox_bytes as u64,
-        sender_messages: count(config.sender_mail),
-        sender_rate,
-        sender_burst: sender_rate.saturating_mul(SENDER_BURST_SECONDS),
-    }
-}
-
-/// Of a listener. In insecure mode everybody is believed for being on this machine, if only it can connect.
-fn limits(config: &Config, connections: usize, per_address: usize) -> serve::Limits {
-    let guard = Guard {
-        origins: config.origins.clone(),
-        trusted: config.trusted_proxies.clone(),
-        loopback_only: config.insecure() && config.listen.ip().is_loopback(),
-    };
-    serve::Limits::new(config.header_timeout, connections, per_address, guard)
 }

@@ -30,6 +30,7 @@ pub(super) fn app_state(
     config: &Config,
     router: &Arc<Router>,
     verifier: Arc<Verifier>,
+    metrics: Arc<Metrics>,
     link: Receiver<Link>,
     failures: Failures,
 ) -> Arc<AppState> {
@@ -39,7 +40,7 @@ pub(super) fn app_state(
         verifier,
         health: health(&lifecycle, router, link, failures),
         lifecycle,
-        metrics: Arc::new(Metrics::new()),
+        metrics,
         rates: Arc::new(Rates::new(config.message_rate.map(Pace::from), SENDERS_MAX)),
         bad_tokens: Arc::new(Rates::new(Some(BAD_TOKENS), ADDRESSES_MAX)),
         sessions_by_address: Shares::new(config.sessions_per_address),

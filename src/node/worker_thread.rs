@@ -18,6 +18,7 @@ pub(super) struct WorkerThread {
     pub(super) listener: std::net::TcpListener,
     pub(super) limits: serve::Limits,
     pub(super) state: Arc<AppState>,
+    pub(super) console: bool,
     pub(super) sessions: SessionSettings,
     pub(super) commands: Commands,
     pub(super) admissions: mpsc::Sender<Admission>,
@@ -38,7 +39,7 @@ impl WorkerThread {
             };
             let router = self.state.router.clone();
             let worker = Worker::new(self.index, self.sessions, router, self.commands, self.admitted);
-            let routes = http::public(self.state.clone());
+            let routes = http::public(self.state.clone(), self.console);
             let mut running = self.running;
             tokio::select! {
                 () = serve::run(listener, self.limits, routes, Some(self.admissions)) => {}

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::delivery::envelope::{Origin, Tag};
 use crate::delivery::peer_words::{answer_publish, ask_publish, Ask, AskReply, SessionInfo};
+use crate::delivery::report::Report;
 use crate::directory::Key;
 use crate::hub::{Command, Counters, Local, Tally};
 use crate::ids::{NodeId, SessionId, UserId};
@@ -17,15 +18,20 @@ use crate::router::Router;
 
 /// How long the nodes have to answer; what is known by then is what the caller gets.
 const ASK_DEADLINE: Duration = Duration::from_secs(2);
+/// The same for a report: an operator who looks every second should not wait longer for a node that hangs.
+const REPORT_DEADLINE: Duration = Duration::from_secs(1);
 /// Longest list of users of a channel; above it they are only counted.
 pub const USERS_LISTED_MAX: usize = 1_000;
 /// Questions that await answers. Overflow policy: only this node is asked.
 const ASKS_MAX: usize = 1024;
 
+type OpenAsks = HashMap<Tag, (Instant, mpsc::Sender<AskReply>)>;
+
 #[derive(Debug)]
 pub(super) struct Asks {
     next: AtomicU64,
-    open: Mutex<HashMap<Tag, (Instant, mpsc::Sender<AskReply>)>>,
+    /// With the time until which each waits.
+    open: Mutex<OpenAsks>,
 }
 
 impl Asks {
@@ -33,23 +39,23 @@ impl Asks {
         Self { next: AtomicU64::new(1), open: Mutex::default() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Tag, (Instant, mpsc::Sender<AskReply>)>> {
+    fn lock(&self) -> MutexGuard<'_, OpenAsks> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgets overdue questions, which ends the wait of those who asked.
     pub(super) fn expire(&self, now: Instant) {
-        self.lock().retain(|_, (asked, _)| now.saturating_duration_since(*asked) < ASK_DEADLINE);
+        self.lock().retain(|_, (until, _)| now < *until);
     }
 
-    fn open(&self, answers: usize) -> Option<(Tag, mpsc::Receiver<AskReply>)> {
+    fn open(&self, answers: usize, deadline: Duration) -> Option<Asked> {
         let mut open = self.lock();
         if open.len() >= ASKS_MAX {
             return None;
         }
         let tag = Tag(self.next.fetch_add(1, Ordering::Relaxed));
         let (sender, receiver) = mpsc::channel(answers.max(1));
-        open.insert(tag, (Instant::now(), sender));
+        open.insert(tag, (Instant::now() + deadline, sender));
         Some((tag, receiver))
     }
 }
@@ -64,9 +70,13 @@ pub struct Found {
     pub count: u64,
     /// Some node has more users than a list may have.
     pub unlisted: bool,
+    pub reports: Vec<Report>,
     /// Some node that was asked did not answer in time.
     pub partial: bool,
 }
+
+/// A question that was put, and where its answers come.
+type Asked = (Tag, mpsc::Receiver<AskReply>);
 
 impl Found {
     fn add(&mut self, answer: AskReply) {
@@ -74,6 +84,7 @@ impl Found {
         self.users.extend(answer.users);
         self.count += answer.count;
         self.unlisted |= answer.unlisted;
+        self.reports.extend(answer.report.map(|report| *report));
     }
 }
 
@@ -107,30 +118,51 @@ impl Router {
         peers.into_iter().map(|peer| peer.node).filter(|node| node != self.node()).collect()
     }
 
+    /// Asks these nodes and this one.
     pub(super) async fn ask(self: &Arc<Self>, nodes: &[NodeId], ask: Ask) -> Found {
+        let asked = self.put(nodes, &ask);
         let mut found = Found::default();
-        let open = if nodes.is_empty() { None } else { self.asks.open(nodes.len()) };
-        if let Some((tag, _)) = &open {
+        found.add(self.answer_here(&ask).await);
+        self.collect(nodes, asked, &mut found).await;
+        found
+    }
+
+    /// Asks one other node, and not this one.
+    pub(super) async fn ask_only(self: &Arc<Self>, node: &NodeId, ask: Ask) -> Found {
+        let nodes = std::slice::from_ref(node);
+        let mut found = Found::default();
+        self.collect(nodes, self.put(nodes, &ask), &mut found).await;
+        found
+    }
+
+    /// Puts a question to other nodes. `None`: it was not put.
+    fn put(&self, nodes: &[NodeId], ask: &Ask) -> Option<Asked> {
+        let deadline = if *ask == Ask::Report { REPORT_DEADLINE } else { ASK_DEADLINE };
+        let asked = if nodes.is_empty() { None } else { self.asks.open(nodes.len(), deadline) };
+        if let Some((tag, _)) = &asked {
             let origin = Origin { node: self.node().clone(), life: self.life, tag: *tag };
             for node in nodes {
-                self.bus.publish(ask_publish(node.clone(), &ask, &origin), Box::new(|_| ()));
+                self.bus.publish(ask_publish(node.clone(), ask, &origin), Box::new(|_| ()));
             }
         }
-        found.partial = open.is_none() && !nodes.is_empty();
-        found.add(self.answer_here(&ask).await);
-        if let Some((tag, mut answers)) = open {
-            for _ in nodes {
-                match answers.recv().await {
-                    Some(answer) => found.add(answer),
-                    None => {
-                        found.partial = true;
-                        break;
-                    }
+        asked
+    }
+
+    async fn collect(&self, nodes: &[NodeId], asked: Option<Asked>, found: &mut Found) {
+        let Some((tag, mut answers)) = asked else {
+            found.partial = !nodes.is_empty();
+            return;
+        };
+        for _ in nodes {
+            match answers.recv().await {
+                Some(answer) => found.add(answer),
+                None => {
+                    found.partial = true;
+                    break;
                 }
             }
-            self.asks.lock().remove(&tag);
         }
-        found
+        self.asks.lock().remove(&tag);
     }
 
     /// Another node's answer has arrived.
@@ -176,6 +208,7 @@ impl Router {
                 (answer.users, answer.count) = (users, count as u64);
                 answer.unlisted = count > USERS_LISTED_MAX;
             }
+            Ask::Report | Ask::Drain => self.answer_operators(ask, &mut answer),
             _ => {}
         }
         answer
@@ -193,7 +226,7 @@ impl Router {
             Ask::Unsubscribe(_, channel) => {
                 Some(Command::Unsubscribe { counters, channel: channel.clone(), tally })
             }
-            Ask::SessionsOf(_) | Ask::UsersIn(_) => None,
+            Ask::SessionsOf(_) | Ask::UsersIn(_) | Ask::Report | Ask::Drain => None,
         };
         let (tell, told) = oneshot::channel();
         // A caller that has gone away needs no answer.

@@ -9,7 +9,8 @@
 //! - `broadcast.rs`, `channels.rs`: messages for everyone and for channels; `presence.rs`: the lock that keeps hub and
 //!   directory in step.
 //! - `application.rs`: messages for backends; `requests.rs`: those that await an answer (pure).
-//! - [`ask`]: questions to all nodes about their sessions; `counts.rs`: how many users a channel has.
+//! - [`ask`]: questions to all nodes about their sessions; `counts.rs`: how many users a channel has;
+//!   [`report`]: what operators see and order.
 //!
 //! A message is settled exactly once, and its source hears of it only then.
 
@@ -23,6 +24,7 @@ mod mail;
 pub mod path;
 pub mod presence;
 pub mod readings;
+pub mod report;
 mod requests;
 pub mod strategy;
 mod table;
@@ -96,6 +98,7 @@ pub struct Router {
     readings: Readings,
     asks: ask::Asks,
     requests: Arc<Mutex<requests::Requests>>,
+    operators: report::Operators,
     presence: presence::Presence,
     channels: channels::Channels,
     counts: Arc<counts::Counts>,
@@ -111,6 +114,7 @@ pub struct Places {
     pub receipts: ReceiptSender,
     pub mail: MailIndex,
     pub readings: Readings,
+    pub operators: report::Operators,
 }
 
 fn failed(code: Code, message: &str) -> Settlement {
@@ -142,7 +146,7 @@ fn order_key(target: &Target) -> u64 {
 
 impl Router {
     pub fn new(settings: RouterSettings, places: Places) -> Arc<Self> {
-        let Places { hub, directory, bus, receipts, mail, readings } = places;
+        let Places { hub, directory, bus, receipts, mail, readings, operators } = places;
         let now = Instant::now();
         let router = Arc::new(Self {
             link: bus.link(),
@@ -156,6 +160,7 @@ impl Router {
             ingress_is_pressed: AtomicBool::new(false),
             asks: ask::Asks::new(),
             requests: Arc::new(Mutex::new(requests::Requests::new(settings.pending_max))),
+            operators,
             presence: presence::Presence::new(),
             channels: channels::Channels::default(),
             counts: Arc::default(),

@@ -89,7 +89,9 @@ impl WorkerState {
             Command::Deliver { counters, message, tally } => {
                 // The last session gets the tally itself: for a single session there is a single copy.
                 let mut sessions = self.open_sessions(&counters).peekable();
+                let mut handed = 0;
                 while let Some(session) = sessions.next() {
+                    handed += 1;
                     if sessions.peek().is_none() {
                         session.deliver(&message, tally, gather, now);
                         touched.extend(gather.then_some(session));
@@ -98,6 +100,7 @@ impl WorkerState {
                     session.deliver(&message, tally.clone(), gather, now);
                     touched.extend(gather.then_some(session));
                 }
+                self.settings.metrics.handed(handed);
             }
             Command::Broadcast { .. } | Command::Channel { .. } => {}
             Command::Gap { reason } => {
@@ -159,7 +162,11 @@ impl WorkerState {
             return;
         }
         let pieces = Pieces::default();
-        let send = |session: &Rc<Session>| session.send(pieces.of(&messages, session.codec), None, now);
+        let mut handed = 0;
+        let send = |session: &Rc<Session>| {
+            handed += messages.len();
+            session.send(pieces.of(&messages, session.codec), None, now);
+        };
         match &block.audience {
             Audience::Everyone => {
                 let sessions = self.sessions.borrow();
@@ -176,5 +183,6 @@ impl WorkerState {
                 others.for_each(send);
             }
         }
+        self.settings.metrics.handed(handed);
     }
 }

@@ -25,6 +25,7 @@ mod channel_members;
 mod channel_messages;
 mod channels;
 mod churn;
+mod console;
 mod credentials;
 mod deploy;
 mod drain;

@@ -44,6 +44,15 @@ impl Waiting {
     }
 }
 
+/// What waits for all users together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Total {
+    /// Users with mail.
+    pub users: u64,
+    pub messages: u64,
+    pub bytes: u64,
+}
+
 struct Held {
     /// Keys are hashes with a public seed, so strangers can make them collide: the table has a random seed of its own.
     users: HashMap<UserKey, Waiting, RandomState>,
@@ -105,6 +114,15 @@ impl Counts {
 
     pub fn waiting(&self, user: UserKey) -> Waiting {
         self.held(self.number(user)).users.get(&user).copied().unwrap_or_default()
+    }
+
+    pub fn total(&self) -> Total {
+        let waiting = self.boxes.iter().flat_map(|held| held.users.values());
+        waiting.fold(Total::default(), |sum, waiting| Total {
+            users: sum.users + 1,
+            messages: sum.messages + u64::from(waiting.count),
+            bytes: sum.bytes + waiting.bytes,
+        })
     }
 
     pub fn reading(&self, number: BoxNumber) -> u64 {

@@ -29,6 +29,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Notify;
 
+pub use self::counts::Total;
 pub use self::gossip::MAIL_INDEX_KIND;
 pub use self::outgoing::Announced;
 pub use self::state::Began;
@@ -109,6 +110,11 @@ impl MailIndex {
     pub fn waiting(&self, user: &UserId) -> (u32, u64) {
         let waiting = self.lock().waiting(UserKey::of(user));
         (waiting.count, waiting.bytes)
+    }
+
+    /// What waits for all users; walks over all who have mail.
+    pub fn total(&self) -> Total {
+        self.lock().counts().total()
     }
 
     /// Reserves room for one mail, before it is deposited. `sender`: `None` for a service.

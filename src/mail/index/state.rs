@@ -369,7 +369,6 @@ impl Index {
         Effect::Tell { announced: self.outgoing.end(), confirmed: false }
     }
 
-    #[cfg(test)]
     pub fn counts(&self) -> &Counts {
         &self.counts
     }

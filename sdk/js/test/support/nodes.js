@@ -57,7 +57,7 @@ class Node {
 export class Cluster {
   nodes = [];
 
-  /** Standalone: one node without a broker. Else as many as named, which know each other. */
+  /** Standalone: one node without a broker. Else as many as named, which know each other. `env` may be a function of n. */
   static async start(t, count, env = {}) {
     const cluster = new Cluster();
     t.after(() => Promise.all(cluster.nodes.map((node) => node.stop())));
@@ -68,7 +68,7 @@ export class Cluster {
     for (let n = 0; n < count; n += 1) {
       const shared = count > 1 ? { WARREN_AMQP_URL: amqp, WARREN_PREFIX: prefix } : { WARREN_AMQP_URL: "" };
       if (count === 1) delete shared.WARREN_AMQP_URL;
-      cluster.nodes.push(new Node({ WARREN_NODE_ID: `n${n}`, ...shared, ...env }));
+      cluster.nodes.push(new Node({ WARREN_NODE_ID: `n${n}`, ...shared, ...(typeof env === "function" ? env(n) : env) }));
     }
     await Promise.all(cluster.nodes.map((node) => node.start()));
     if (count > 1) await cluster.knowsItself();
