@@ -83,6 +83,7 @@ export interface PublishOptions {
 
 export interface RequestOptions {
   event?: string;
+  /** Milliseconds for the answer, at most 60,000; default `requestTimeout`. */
   timeout?: number;
   messageId?: string;
 }
@@ -133,7 +134,7 @@ export interface ClientEvents {
 export type ErrorCode =
   // Of the gateway.
   | "bad_request" | "unauthorized" | "forbidden" | "not_found" | "offline" | "expired" | "mailbox_full"
-  | "rate_limited" | "overloaded" | "unavailable" | "no_backend" | "no_answer"
+  | "rate_limited" | "overloaded" | "unavailable" | "no_backend" | "no_answer" | "bad_answer"
   // Of this library.
   | "buffer_full" | "closed" | "disconnected" | "failed" | "handler" | "no_listener" | "protocol" | "timeout"
   | "token" | "too_big" | "unsubscribed"
@@ -165,7 +166,8 @@ export class WarrenClient implements AsyncIterable<Message> {
   [Symbol.asyncIterator](): AsyncIterableIterator<Message>;
 
   publish(to: Target, payload?: unknown, options?: PublishOptions): Promise<Settlement>;
-  request<Answer = unknown>(key: string, payload?: unknown, options?: RequestOptions): Promise<Answer>;
+  /** To `app.<key>`: the key, or the whole target. Resolves with the payload of a backend's answer. */
+  request<Answer = unknown>(target: string, payload?: unknown, options?: RequestOptions): Promise<Answer>;
   subscribe(channel: string, options?: { presence?: boolean }): Promise<{ count?: number }>;
   unsubscribe(channel: string): Promise<void>;
   presence(target: `user.${string}` | `channel.${string}`, options?: { deadline?: number }): Promise<Presence>;

@@ -774,7 +774,7 @@ export class WarrenClient {
     if (!entry?.sent) return; // The answer to a ping, or to something that was given up.
     if (!failure) {
       this.#settle(entry, null, reply);
-    } else if (failure.retry && !entry.once) {
+    } else if (failure.retry && !entry.once && !(entry.expiresAt !== null && entry.expiresAt <= this.#now())) {
       entry.sent = false;
       this.#inFlight -= 1;
       entry.retryAt = this.#now() + this.#jitter(entry.attempts++);
@@ -794,11 +794,14 @@ export class WarrenClient {
     return this.#enqueue(frame, { ttl, deadline, answer });
   }
 
-  /** Asks a backend: `payload` goes to `app.<key>`, and the promise resolves with the payload of its answer. */
-  request(key, payload, { event, timeout = this.#options.requestTimeout, messageId = uuid() } = {}) {
-    const to = `app.${key}`;
+  /** Asks a backend: `payload` goes to `app.<key>`, and the promise resolves with the payload of its answer. `target` is
+   *  the key, or the whole target. */
+  request(target, payload, { event, timeout = this.#options.requestTimeout, messageId = uuid() } = {}) {
+    const to = target.startsWith("app.") ? target : `app.${target}`;
     const frame = { type: "publish", to, payload: payload ?? null, event, message_id: messageId, reply: true };
-    return this.#enqueue(frame, { ttl: timeout, deadline: timeout, answer: (reply) => decodePayload(reply).payload });
+    const late = new WarrenError("no_answer", "no answer in time; it may or may not have been carried out", { retry: true });
+    const answer = (reply) => decodePayload(reply).payload;
+    return this.#enqueue(frame, { ttl: timeout, deadline: timeout, answer, late });
   }
 
   /** Who is there: `presence("user.42")` → online, sessions; `presence("channel.room")` → users, count. */
@@ -809,7 +812,7 @@ export class WarrenClient {
     return this.#enqueue({ type: "presence", [kind]: name }, { deadline, answer });
   }
 
-  #enqueue(frame, { ttl, deadline, answer }) {
+  #enqueue(frame, { ttl, deadline, answer, late }) {
     return new Promise((resolve, reject) => {
       if (this.#closing || this.#state === "closed" || this.#state === "failed") throw this.#gone();
       const body = JSON.stringify(frame);
@@ -825,7 +828,7 @@ export class WarrenClient {
       };
       this.#pending.set(entry.id, entry);
       this.#pendingBytes += body.length;
-      const late = new WarrenError("timeout", "not settled in time; it may or may not have arrived", { retry: true });
+      late ??= new WarrenError("timeout", "not settled in time; it may or may not have arrived", { retry: true });
       if (deadline <= TIMER_MAX_MS) this.#after(entry, deadline, () => (this.#settle(entry, late), this.#pump()));
       this.#pump();
     });

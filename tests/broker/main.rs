@@ -26,6 +26,8 @@ mod relay;
 #[allow(dead_code)]
 mod user;
 
+mod application;
+mod backend_programs;
 mod boxes;
 mod channels;
 mod contract;

@@ -85,7 +85,7 @@ async fn quorum_queues_work_as_well() {
 }
 
 /// Imports the definitions file into a vhost, under user names that no other test has.
-async fn import(vhost: &Vhost) {
+pub async fn import(vhost: &Vhost) {
     // The test above holds the file to this.
     let mut file: Value = serde_json::from_str(&rendered()).unwrap();
     for section in ["users", "permissions", "topic_permissions", "exchanges", "queues", "bindings"] {
@@ -104,11 +104,11 @@ async fn import(vhost: &Vhost) {
     vhost.management.post("definitions", file).await;
 }
 
-fn user_of(vhost: &Vhost, user: &str) -> String {
+pub fn user_of(vhost: &Vhost, user: &str) -> String {
     format!("{}.{user}", vhost.name)
 }
 
-async fn remove_users(vhost: &Vhost) {
+pub async fn remove_users(vhost: &Vhost) {
     for user in ["admin", "gateway", "backend", "application"] {
         vhost.management.delete(&format!("users/{}", user_of(vhost, user))).await;
     }

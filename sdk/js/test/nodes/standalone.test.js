@@ -106,9 +106,22 @@ test("what this gateway cannot do yet is refused by name", async (t) => {
     refused(alice.subscribe("room")),
     refused(alice.presence("user.bob")),
     refused(alice.request("orders", 1, { timeout: 3_000 })),
+    refused(alice.publish("app.orders", 1)),
   ]);
   for (const outcome of outcomes) assert.match(outcome, /^(done|bad_request|no_backend|no_answer)$/);
   assert.equal(alice.state, "open");
+});
+
+test("the demo service answers requests, and keys that nobody listens for are refused", async (t) => {
+  const { nodes: [node] } = await Cluster.start(t, 1);
+  const alice = client(t, node.ws, { user: "alice" });
+  assert.deepEqual(await alice.request("echo", { sku: [1, "\u00e9"] }), { sku: [1, "\u00e9"] });
+  assert.equal(await alice.request("app.echo", null), null);
+  assert.equal((await alice.publish("app.echo", 1)).outcome, "published");
+  await assert.rejects(alice.request("orders", 1), { code: "no_backend", retry: false });
+  await assert.rejects(alice.request("echo", 1, { timeout: 60_001 }), { code: "bad_request" });
+  const answers = await Promise.all(Array.from({ length: 200 }, (_, n) => alice.request("echo", n)));
+  assert.deepEqual(answers, Array.from({ length: 200 }, (_, n) => n));
 });
 
 test("the node serves the library that is tested here", async (t) => {

@@ -174,7 +174,26 @@ test("a request is answered by a backend, with bytes as well", async (t) => {
   silent.catch(() => {});
   await server.connections[0].frame("publish", 3);
   await clock.advance(1_000);
-  await assert.rejects(silent, { code: "timeout" });
+  await assert.rejects(silent, { code: "no_answer", retry: true });
+  await client.request("app.orders.new", 8);
+  assert.equal(server.connections[0].of("publish").at(-1).to, "app.orders.new", "the whole target means the same");
+});
+
+test("a request is sent again while there is time, and not after that", async (t) => {
+  const { server, clock, client } = await setUp(t, {}, (server) => (server.answer = () => null));
+  const request = client.request("orders", 1, { timeout: 5_000, messageId: "r1" });
+  request.catch(() => {});
+  await server.connection(0).then((connection) => connection.frame("publish"));
+  server.connections[0].cut();
+  await until(() => client.state === "waiting");
+  server.answer = () => ({ error: { code: "no_answer", message: "the link was lost", retry: true } });
+  await clock.advance(1_000);
+  const again = await server.connection(1).then((connection) => connection.frame("publish"));
+  assert.deepEqual([again.message_id, again.reply, again.ttl < 5_000], ["r1", true, true]);
+  await until(() => clock.timers.includes(750), "the error is there, and another try is planned");
+  server.answer = () => ({ outcome: "answered", payload: "done" });
+  await clock.advance(1_000);
+  assert.equal(await request, "done");
 });
 
 test("close() sends what waits, and tells what was not settled", async (t) => {
