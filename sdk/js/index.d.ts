@@ -90,9 +90,12 @@ export interface RequestOptions {
 
 export interface Presence {
   online?: boolean;
-  sessions?: number;
+  sessions?: { session: string; node: string; since_ms: number }[];
+  /** Absent above 1,000 users. */
   users?: string[];
   count?: number;
+  /** Some node did not answer in time. */
+  partial?: boolean;
 }
 
 export interface StateEvent {
@@ -110,12 +113,17 @@ export interface StateEvent {
 export interface GapEvent {
   reason: string;
 }
-export interface PresenceEvent {
+/** Of a channel subscribed to with `presence: true`. */
+export type PresenceEvent = {
   channel: string;
-  event: "join" | "leave";
-  user: string;
+  /** How many users are there now. */
   count: number;
-}
+} & (
+  /** `user` is absent above 1,000 users: then only the number has changed, and a list is void. */
+  | { event: "join" | "leave"; user?: string; users?: undefined }
+  /** Everybody who is there, in place of what was known. `users` is absent above 1,000. */
+  | { event: "state"; users?: string[]; user?: undefined }
+);
 export interface UnsubscribedEvent {
   channel: string;
   reason: string;

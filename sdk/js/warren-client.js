@@ -846,7 +846,10 @@ export class WarrenClient {
 
   // ---- Channels -----------------------------------------------------------------------------------------------
 
-  /** Resolves with `{ count }` when the gateway has confirmed it. Holds over reconnects until `unsubscribe`. */
+  /**
+   * Resolves with `{ count }` when the gateway has confirmed it. Holds over reconnects until `unsubscribe`. With
+   * `presence` there are `presence` events: first the state, then who joins and leaves.
+   */
   subscribe(channel, { presence = false } = {}) {
     return new Promise((resolve, reject) => {
       if (this.#closing || this.#state === "closed" || this.#state === "failed") throw this.#gone();
@@ -863,12 +866,26 @@ export class WarrenClient {
     try {
       const { outcome, ...rest } = await this.#call({ type: "subscribe", channel, presence: subscription.presence });
       for (const waiter of subscription.waiters.splice(0)) waiter.resolve(rest);
+      if (subscription.presence) this.#askRoster(channel, subscription);
     } catch (error) {
       if (attempt !== this.#attempt || this.#subscriptions.get(channel) !== subscription) return;
       if (!error.retry) return this.#refuseSubscription(channel, subscription, error);
       this.#env.setTimeout(() => {
         if (attempt === this.#attempt) this.#resubscribe(channel, failures + 1);
       }, this.#jitter(failures));
+    }
+  }
+
+  /** Who is there when a session begins to listen: everything before it was missed. What follows fits to it. */
+  async #askRoster(channel, subscription, failures = 0) {
+    const attempt = this.#attempt;
+    const isWanted = () => attempt === this.#attempt && this.#subscriptions.get(channel) === subscription;
+    try {
+      const { count, users } = await this.#call({ type: "presence", channel });
+      if (isWanted()) this.#emit("presence", { channel, event: "state", count, ...(users && { users }) });
+    } catch (error) {
+      if (!isWanted() || !error.retry) return;
+      this.#env.setTimeout(() => isWanted() && this.#askRoster(channel, subscription, failures + 1), this.#jitter(failures));
     }
   }
 

@@ -4,7 +4,7 @@
 //! costs a `not_here` receipt and a read of the user's box, never a message.
 //!
 //! Reading order: `key` and `gossip` are the data types; `local` (own keys), `replica` (of one peer's keys) and `peers`
-//! (live nodes and tombstones) and `confirm` (who has merged what) are joined in `state`, a pure state machine whose timers are in `schedule`; `service` is
+//! (live nodes and tombstones), `confirm` (who has merged what) and `watched` (whose holders somebody follows) are joined in `state`, a pure state machine whose timers are in `schedule`; `service` is
 //! the task that runs it over a [`Bus`].
 
 mod confirm;
@@ -18,6 +18,7 @@ mod service;
 mod state;
 #[cfg(test)]
 mod tests;
+mod watched;
 
 use std::collections::hash_map::RandomState;
 use std::collections::HashMap;
@@ -33,6 +34,7 @@ use tokio::time::Instant;
 pub use self::gossip::{GossipError, Info};
 pub use self::key::Key;
 pub use self::service::{GOSSIP_KIND, PROBE_KIND};
+pub use self::watched::Touched;
 
 use self::confirm::WaitId;
 use self::gossip::Gossip;
@@ -82,6 +84,9 @@ pub struct Audience {
     pub is_sure: bool,
 }
 
+/// Nodes, each with its incarnation.
+pub type Holders = SmallVec<[(NodeId, Incarnation); 2]>;
+
 /// A cheap handle; all clones share one directory.
 #[derive(Clone)]
 pub struct Directory {
@@ -100,6 +105,8 @@ struct Shared {
     waiting: Mutex<HashMap<WaitId, Known>>,
     /// Tells the service that there is something to do sooner than it thinks.
     wake: Notify,
+    /// Tells who follows some keys that other nodes may hold them, or no longer.
+    touched: Notify,
 }
 
 impl Directory {
@@ -121,6 +128,7 @@ impl Directory {
             state: RwLock::new(State::new(node, info, seed)),
             waiting: Mutex::default(),
             wake: Notify::new(),
+            touched: Notify::new(),
         };
         let directory = Self { shared: Arc::new(shared) };
         let (membership, members) = mpsc::channel(MEMBERSHIP_CAPACITY);
@@ -139,6 +147,13 @@ impl Directory {
             .filter(|(_, peer)| peer.replica.contains(key))
             .map(|(node, _)| node.clone())
             .collect()
+    }
+
+    /// The live peers that have the key, each with its incarnation.
+    pub fn holders_of(&self, key: Key) -> Holders {
+        let state = self.read();
+        let with = state.peers.iter().filter(|(_, peer)| peer.replica.contains(key));
+        with.map(|(node, peer)| (node.clone(), peer.replica.incarnation())).collect()
     }
 
     /// Which nodes to tell what is for everyone who has the key.
@@ -274,6 +289,34 @@ impl Directory {
         crate::bus::publish_confirmed(&*self.shared.bus, publish).await == Outcome::Confirmed
     }
 
+    // ---- who follows the others ----
+
+    /// From now on [`take_touched`](Self::take_touched) tells when other nodes may hold the key, or no longer. Until
+    /// [`unwatch`](Self::unwatch), however often it was called.
+    pub fn watch(&self, key: Key) {
+        self.write().watched.watch(key);
+    }
+
+    pub fn unwatch(&self, key: Key) {
+        self.write().watched.unwatch(key);
+    }
+
+    /// Returns when there is something for [`take_touched`](Self::take_touched). For one waiter.
+    pub async fn touched(&self) {
+        self.shared.touched.notified().await;
+    }
+
+    /// What was touched since the last call.
+    pub fn take_touched(&self) -> Touched {
+        self.write().watched.take_touched()
+    }
+
+    fn tell_touched(&self, is_touched: bool) {
+        if is_touched {
+            self.shared.touched.notify_one();
+        }
+    }
+
     // ---- what is heard ----
 
     /// Takes the body of a delivery from the control queue, or of one of kind [`GOSSIP_KIND`] from the node
@@ -281,13 +324,14 @@ impl Directory {
     pub fn on_gossip(&self, body: &[u8]) -> Result<(), GossipError> {
         let gossip = Gossip::decode(body)?;
         let now = self.now();
-        let sooner = {
+        let (sooner, is_touched) = {
             let mut state = self.write();
             let before = state.next_poll();
             state.receive(gossip, now);
-            !state.effects.is_empty() || state.next_poll() < before
+            (!state.effects.is_empty() || state.next_poll() < before, state.watched.is_touched())
         };
         self.wake_if(sooner);
+        self.tell_touched(is_touched);
         Ok(())
     }
 
@@ -295,12 +339,13 @@ impl Directory {
     /// [`incarnation_of`](Self::incarnation_of) said, so that a newer one does not pay for it.
     pub fn returned(&self, node: &NodeId, incarnation: Option<Incarnation>) {
         let now = self.now();
-        let sooner = {
+        let (sooner, is_touched) = {
             let mut state = self.write();
             state.returned(node, incarnation, now);
-            !state.effects.is_empty()
+            (!state.effects.is_empty(), state.watched.is_touched())
         };
         self.wake_if(sooner);
+        self.tell_touched(is_touched);
     }
 
     // ---- for the service ----

@@ -44,11 +44,12 @@ impl Service {
         loop {
             let link = *links.borrow_and_update();
             self.follow(link);
-            let (effects, next) = {
+            let (effects, next, is_touched) = {
                 let now = self.directory.now();
                 let mut state = self.directory.write();
-                (state.poll(now), state.next_poll())
+                (state.poll(now), state.next_poll(), state.watched.is_touched())
             };
+            self.directory.tell_touched(is_touched);
             for effect in effects {
                 self.carry_out(effect);
             }

@@ -14,6 +14,7 @@ use super::local::Local;
 use super::peers::{Admission, Peers, Proof, Reason};
 use super::replica::REPAIR_RETRY;
 use super::schedule::{Schedule, HELLO_ANSWER_WAIT};
+use super::watched::Watched;
 use crate::ids::{Incarnation, NodeId};
 
 /// A peer that asks again sooner than this after it was sent a snapshot has not read that one yet.
@@ -91,6 +92,7 @@ pub struct State {
     pub(super) peers: Peers,
     pub(super) schedule: Schedule,
     pub(super) confirms: Confirms,
+    pub(super) watched: Watched,
     pub(super) effects: Vec<Effect>,
     /// Everything that was published to the control exchange before this moment has been read here.
     pub(super) control_read_to: Option<Duration>,
@@ -116,6 +118,7 @@ impl State {
             peers: Peers::default(),
             schedule: Schedule::new(seed),
             confirms: Confirms::default(),
+            watched: Watched::default(),
             effects: Vec::new(),
             control_read_to: None,
             linked_at: Duration::ZERO,
@@ -248,6 +251,7 @@ impl State {
         if !self.admit(&node, of, Proof::Sent, now) {
             return;
         }
+        self.watched.touch(delta.joined.iter().chain(&delta.left));
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.replica.merge(delta, now);
         }
@@ -265,6 +269,7 @@ impl State {
             if let Some(peer) = self.peers.get_mut(&node) {
                 peer.replica.assemble(part, now);
             }
+            self.watched.touch_all();
         }
     }
 
@@ -303,6 +308,7 @@ impl State {
             Admission::Refused => false,
             Admission::Known => true,
             Admission::New { after } => {
+                self.watched.touch_all();
                 if let Some(incarnation) = after {
                     let waits = self.confirms.gone(node);
                     self.confirmed(waits);
@@ -347,6 +353,7 @@ impl State {
         }
         let lost = self.peers.mark_dead(node, incarnation, reason != Reason::Silent, now);
         if let Some(incarnation) = lost {
+            self.watched.touch_all();
             let waits = self.confirms.gone(node);
             self.confirmed(waits);
             self.effects.push(Effect::NodeLost { node: node.clone(), incarnation, reason });

@@ -8,6 +8,7 @@
 //! calls nothing.
 
 mod channels;
+mod listeners;
 mod numbers;
 mod tally;
 
@@ -22,9 +23,11 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 use crate::ids::{ChannelName, UserId, UserKey};
 use crate::protocol::close::CloseCode;
 use crate::protocol::message::Rendered;
+use crate::protocol::presence::RosterUpdate;
 
 pub use channels::Change;
 use channels::Channels;
+pub use listeners::{Answer, Ticket};
 use numbers::Numbers;
 pub use tally::{Tally, TallyView};
 
@@ -60,6 +63,8 @@ pub enum Command {
     Subscribe { counters: Counters, channel: ChannelName, tally: Tally },
     /// Take these sessions out of a channel; the tally counts those that were in it.
     Unsubscribe { counters: Counters, channel: ChannelName, tally: Tally },
+    /// Who came to and left a channel that sessions of the worker listen to, and for which questions the nodes were asked.
+    Roster { channel: ChannelName, update: Arc<RosterUpdate>, answers: Arc<[Answer]> },
     /// The node stops: close every session within so many milliseconds.
     Drain { spread_ms: u32 },
 }
@@ -238,7 +243,7 @@ impl Hub {
     }
 
     /// One command to each of these workers: all of them get it, or none.
-    fn tell_workers(
+    pub fn tell_workers(
         &self,
         workers: impl Iterator<Item = usize>,
         command: impl Fn() -> Command,

@@ -16,6 +16,7 @@ use crate::mail::index::MAIL_INDEX_KIND;
 use crate::metrics::Metrics;
 use crate::protocol::message::Rendered;
 use crate::protocol::target::Target;
+use crate::router::roster::{Word, ROSTER_KIND};
 use crate::router::Router;
 
 /// Questions answered at once. Overflow policy: the node queue waits.
@@ -89,6 +90,7 @@ impl NodeQueue {
                 let answer: AskReply = parse(&delivery.body)?;
                 self.router.answered(&origin, answer);
             }
+            Some(ROSTER_KIND) => self.router.on_roster_word(parse::<Word>(&delivery.body)?),
             // It has arrived: that is all it is for.
             Some(PROBE_KIND) => {}
             // A part of a snapshot, which this node asked for, or the question for one.

@@ -206,6 +206,7 @@ impl Node {
         let link = watch::follow_link(router.clone(), self.lifecycle.clone(), self.bus.link());
         self.tasks.spawn("link", link);
         self.tasks.spawn_endless("channels", router.clone().hand_out_held());
+        self.tasks.spawn_endless("rosters", router.clone().keep_rosters());
         self.tasks.spawn_endless("clock", watch::keep_time(router));
     }
 

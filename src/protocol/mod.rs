@@ -5,6 +5,7 @@
 
 pub mod close;
 pub mod message;
+pub mod presence;
 pub mod publish;
 pub mod reply;
 pub mod request;
@@ -12,11 +13,12 @@ pub mod target;
 pub mod warren_v1;
 pub mod wire;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::ids::ChannelName;
 use close::CloseCode;
 use message::Message;
+use presence::{Change, Roster};
 use reply::{Reply, Welcome};
 use request::{Refusal, Request};
 
@@ -69,6 +71,27 @@ impl Codec {
     pub fn subscribed(self, channel: &ChannelName) -> Bytes {
         match self {
             Codec::WarrenV1 => wire::text_frame(&warren_v1::reply::subscribed(channel)),
+        }
+    }
+
+    /// Who came to a channel and left it: a frame for each, in one piece.
+    pub fn presence(self, channel: &ChannelName, changes: &[Change]) -> Bytes {
+        let mut piece = BytesMut::new();
+        for change in changes {
+            match self {
+                Codec::WarrenV1 => {
+                    let frame = wire::text_frame(&warren_v1::reply::presence(channel, change));
+                    piece.extend_from_slice(&frame);
+                }
+            }
+        }
+        piece.freeze()
+    }
+
+    /// Everybody who is in a channel.
+    pub fn roster(self, channel: &ChannelName, roster: &Roster) -> Bytes {
+        match self {
+            Codec::WarrenV1 => wire::text_frame(&warren_v1::reply::roster(channel, roster)),
         }
     }
 

@@ -41,7 +41,11 @@ pub enum RequestBody<'a> {
     Auth(Cow<'a, str>),
     /// A new token in place of one that expires.
     Refresh(Cow<'a, str>),
-    Subscribe(ChannelName),
+    Subscribe {
+        channel: ChannelName,
+        /// Whether to be told who comes and goes; `None`: as before.
+        presence: Option<bool>,
+    },
     Unsubscribe(ChannelName),
     Presence(PresenceOf),
     Ping,

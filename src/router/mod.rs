@@ -11,6 +11,7 @@
 //! - `application.rs`: messages for backends; `requests.rs`: those that await an answer (pure).
 //! - [`ask`]: questions to all nodes about their sessions; `counts.rs`: how many users a channel has;
 //!   [`report`]: what operators see and order.
+//! - [`roster`]: who is in the channels that somebody listens to, on all nodes.
 //!
 //! A message is settled exactly once, and its source hears of it only then.
 
@@ -26,6 +27,7 @@ pub mod presence;
 pub mod readings;
 pub mod report;
 mod requests;
+pub mod roster;
 pub mod strategy;
 mod table;
 mod world;
@@ -102,6 +104,7 @@ pub struct Router {
     presence: presence::Presence,
     channels: channels::Channels,
     counts: Arc<counts::Counts>,
+    rosters: Arc<roster::Rosters>,
     /// For the callbacks that outlive a call.
     this: OnceLock<std::sync::Weak<Router>>,
 }
@@ -164,6 +167,7 @@ impl Router {
             presence: presence::Presence::new(),
             channels: channels::Channels::default(),
             counts: Arc::default(),
+            rosters: Arc::default(),
             this: OnceLock::new(),
             settings,
             hub,

@@ -40,11 +40,16 @@ pub type Subscribed = Box<dyn FnOnce() + Send>;
 impl Router {
     /// A session of this user, on this worker, subscribes to a channel.
     pub fn open_subscription(&self, channel: &ChannelName, worker: usize, user: &UserId, done: Subscribed) {
-        {
+        let change = {
             let _presence = self.presence.lock(channel);
-            if self.hub.subscribe(channel, worker, user).of_node {
+            let change = self.hub.subscribe(channel, worker, user);
+            if change.of_node {
                 self.directory.join(Key::channel(channel));
             }
+            change
+        };
+        if change.of_user {
+            self.rosters.changed(channel);
         }
         self.confirm_subscription(channel, done);
     }
@@ -56,9 +61,16 @@ impl Router {
 
     /// The inverse of [`Router::open_subscription`].
     pub fn close_subscription(&self, channel: &ChannelName, worker: usize, user: &UserId) {
-        let _presence = self.presence.lock(channel);
-        if self.hub.unsubscribe(channel, worker, user).of_node {
-            self.directory.leave(Key::channel(channel));
+        let change = {
+            let _presence = self.presence.lock(channel);
+            let change = self.hub.unsubscribe(channel, worker, user);
+            if change.of_node {
+                self.directory.leave(Key::channel(channel));
+            }
+            change
+        };
+        if change.of_user {
+            self.rosters.changed(channel);
         }
     }
 }

@@ -124,6 +124,7 @@ impl WorkerState {
                     self.take_out_by_server(&session, &channel, tally.clone());
                 }
             }
+            Command::Roster { channel, update, answers } => self.on_roster(&channel, &update, &answers),
             Command::Drain { spread_ms } => {
                 let counters = self.sessions.borrow().iter().map(|(_, session)| session.counter).collect();
                 *self.drain.borrow_mut() = Some(Drain::new(counters, spread_ms, now));

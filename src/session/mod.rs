@@ -9,6 +9,7 @@
 //! - `socket.rs`: the bounded queue of frames to a socket; `acks.rs`: the messages that the client has yet to
 //!   acknowledge.
 //! - `presence.rs`: questions for who is online, and who is in a channel.
+//! - `listeners.rs`: which of the worker's sessions are told who comes to a channel and leaves it.
 //! - `limiter.rs`: which requests are granted, and which client is closed.
 
 mod acks;
@@ -16,6 +17,7 @@ mod deadlines;
 mod delivery;
 mod drain;
 mod limiter;
+mod listeners;
 mod presence;
 mod replies;
 mod requests;

@@ -28,6 +28,11 @@ pub(super) fn ask(
     if !may {
         return Err(Error::new(Code::Forbidden, "this session may not see who is there"));
     }
+    if let PresenceOf::Channel(channel) = &of {
+        if session.listens_to(channel) {
+            return worker.ask_as_listener(session, id, channel);
+        }
+    }
     if session.in_flight.get() >= worker.settings.in_flight_max {
         return Err(Error::new(Code::Overloaded, "too many requests await their reply"));
     }

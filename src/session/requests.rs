@@ -114,7 +114,7 @@ fn carry_out(worker: &Rc<WorkerState>, session: &Rc<Session>, request: Request<'
     match request.body {
         RequestBody::Publish(publish) => publish_from(worker, session, id, publish)?,
         RequestBody::Ping => session.reply(id, &Reply::Ok, worker.now()),
-        RequestBody::Subscribe(channel) => worker.subscribe(session, id, &channel)?,
+        RequestBody::Subscribe { channel, presence } => worker.subscribe(session, id, &channel, presence)?,
         RequestBody::Unsubscribe(channel) => worker.on_unsubscribe(session, id, &channel),
         RequestBody::Presence(of) => presence::ask(worker, session, id, of)?,
         RequestBody::Refresh(token) => refresh(worker, session, id, &token)?,

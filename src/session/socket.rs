@@ -56,6 +56,11 @@ impl Socket {
         self.queue.is_none()
     }
 
+    /// Bytes that wait for the peer.
+    pub(super) fn queued(&self) -> usize {
+        self.queue.as_ref().map_or(0, |queue| queue.bytes)
+    }
+
     /// Writes a frame if nothing is queued, else queues it. `bytes_max` bounds what waits behind the first frame of
     /// the queue, so that a frame of any size can be sent to a peer that reads. A frame counts in its tally once all of
     /// it has been handed to the kernel.

@@ -28,6 +28,8 @@ pub(super) struct Own {
     /// Among the subscribers.
     place: usize,
     by: By,
+    /// The session is told who comes and goes.
+    pub(super) listens: bool,
 }
 
 /// Who had a session subscribe.
@@ -75,10 +77,16 @@ impl WorkerState {
         session: &Rc<Session>,
         id: Option<&str>,
         channel: &ChannelName,
+        presence: Option<bool>,
     ) -> Result<(), Error> {
         let identity = session.identity();
-        if !identity.is_some_and(|identity| identity.may_subscribe(channel)) {
+        if !identity.as_ref().is_some_and(|identity| identity.may_subscribe(channel)) {
             return Err(Error::new(Code::Forbidden, "this session may not subscribe to that channel"));
+        }
+        let may_see =
+            || identity.as_ref().is_some_and(|identity| identity.caps.may_see_channel(channel, true));
+        if presence == Some(true) && !may_see() {
+            return Err(Error::new(Code::Forbidden, "this session may not see who is in that channel"));
         }
         if self.room_for(session, channel) == Put::NoRoom {
             let max = self.settings.channels_max;
@@ -89,18 +97,30 @@ impl WorkerState {
         }
         let permit = self.replies.reserve()?;
         session.in_flight.set(session.in_flight.get() + 1);
-        let awaited = Awaited { counter: session.counter, request: id.map(str::to_owned) };
         let (tell, told) = oneshot::channel();
         let done = move || {
             // The worker may have ended by then.
             let _ = tell.send(());
         };
         self.put_into(session, channel, By::Client, Box::new(done));
-        let (router, channel) = (self.router.clone(), channel.clone());
-        // Owned by the worker's thread; ends by itself with the deadlines of the directory and of the question.
+        let (router, name) = (self.router.clone(), channel.clone());
+        // The tasks are owned by the worker's thread; they end by themselves with the deadlines of the directory and of
+        // the question.
+        if presence == Some(true) {
+            let ticket = self.listen(session, id, channel, permit);
+            tokio::task::spawn_local(async move {
+                let _ = told.await;
+                router.ask_roster(&name, ticket);
+            });
+            return Ok(());
+        }
+        if presence == Some(false) {
+            self.stop_listening(session, channel);
+        }
+        let awaited = Awaited { counter: session.counter, request: id.map(str::to_owned) };
         tokio::task::spawn_local(async move {
             let _ = told.await;
-            let count = router.count_in(&channel).await;
+            let count = router.count_in(&name).await;
             permit.reply(awaited, Fate::Subscribed { count });
         });
         Ok(())
@@ -126,7 +146,11 @@ impl WorkerState {
         }
         // First here, then at the hub: a command for the channel finds its subscribers.
         let place = self.subscriptions.borrow_mut().add(channel, session);
-        session.channels.borrow_mut().get_or_insert_default().insert(channel.clone(), Own { place, by });
+        session
+            .channels
+            .borrow_mut()
+            .get_or_insert_default()
+            .insert(channel.clone(), Own { place, by, listens: false });
         self.router.open_subscription(channel, self.index(), &identity.user, done);
         Put::New
     }
@@ -161,6 +185,9 @@ impl WorkerState {
 
     /// Has no effect on a channel that the session does not subscribe to.
     pub(super) fn unsubscribe(&self, session: &Session, channel: &ChannelName) {
+        if session.listens_to(channel) {
+            self.stop_listening(session, channel);
+        }
         let own = session.channels.borrow_mut().as_mut().and_then(|channels| channels.remove(channel));
         if let (Some(own), Some(identity)) = (own, session.identity()) {
             self.subscriptions.borrow_mut().remove(channel, own.place);
@@ -173,6 +200,9 @@ impl WorkerState {
         let channels = session.channels.borrow_mut().take();
         let Some(identity) = session.identity() else { return };
         for (channel, own) in channels.into_iter().flat_map(|channels| *channels) {
+            if own.listens {
+                self.stop_listening(session, &channel);
+            }
             self.subscriptions.borrow_mut().remove(&channel, own.place);
             self.router.close_subscription(&channel, self.index(), &identity.user);
         }
@@ -190,6 +220,7 @@ impl WorkerState {
             }
             None => return,
         };
+        self.stop_listening_where_forbidden(session);
         for channel in forbidden {
             self.unsubscribe(session, &channel);
             session.send(&session.codec.unsubscribed(&channel, "forbidden"), None, self.now());

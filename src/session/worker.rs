@@ -18,6 +18,7 @@ use crate::router::Router;
 use crate::session::deadlines::Intervals;
 use crate::session::delivery;
 use crate::session::drain::Drain;
+use crate::session::listeners::Listeners;
 use crate::session::replies::{self, LateReply, Replies};
 use crate::session::socket::Socket;
 use crate::session::state::{Opening, Phase, Session};
@@ -40,6 +41,7 @@ pub(super) struct WorkerState {
     pub(super) replies: Replies,
     pub(super) sessions: RefCell<Slab<Rc<Session>>>,
     pub(super) subscriptions: RefCell<Subscriptions>,
+    pub(super) listeners: RefCell<Listeners>,
     /// How many of the sessions have no user.
     unauthenticated: Cell<usize>,
     pub(super) scratch: RefCell<Box<[u8]>>,
@@ -85,6 +87,7 @@ impl Worker {
             replies,
             sessions: RefCell::default(),
             subscriptions: RefCell::default(),
+            listeners: RefCell::default(),
             unauthenticated: Cell::new(0),
             scratch: RefCell::new(vec![0; SCRATCH_BYTES].into()),
             sequence: Cell::new(0),
@@ -120,6 +123,7 @@ impl Worker {
                 Some(admission) = self.admissions.recv() => state.accept_socket(admission),
                 _ = ticks.tick() => {
                     tick = state.sweep(tick);
+                    state.catch_up();
                     state.drain_due();
                 }
             }

@@ -93,7 +93,7 @@ async fn subscriptions_are_bounded_and_wrong_ones_are_refused() {
         json!({"type": "subscribe", "channel": "c"}),
         json!({"type": "subscribe", "channel": ""}),
         json!({"type": "subscribe", "channel": null}),
-        json!({"type": "subscribe", "channel": "a", "presence": true}),
+        json!({"type": "subscribe", "channel": "a", "presence": "yes"}),
         json!({"type": "unsubscribe", "channel": 5}),
     ] {
         let reply = user.ask(request.clone()).await;

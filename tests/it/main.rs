@@ -37,6 +37,7 @@ mod keys;
 mod limits;
 mod mail;
 mod presence;
+mod presence_events;
 mod process;
 mod readme;
 mod rfc6455;

@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::ids::ChannelName;
 use crate::protocol::close::{CloseCode, Reconnect};
 use crate::protocol::message::{Form, Message, BASE64};
+use crate::protocol::presence::{Change, Roster};
 use crate::protocol::reply::{Reply, Welcome};
 
 fn json(value: &impl Serialize, into: &mut Vec<u8>) {
@@ -126,6 +127,34 @@ pub fn subscribed(channel: &ChannelName) -> Vec<u8> {
     }
     let mut out = Vec::with_capacity(96);
     json(&Typed { kind: "subscribed", body: &Subscribed { channel } }, &mut out);
+    out
+}
+
+#[derive(Serialize)]
+struct InChannel<'a, T> {
+    channel: &'a ChannelName,
+    #[serde(flatten)]
+    body: &'a T,
+}
+
+/// Somebody came to a channel or left it.
+pub fn presence(channel: &ChannelName, change: &Change) -> Vec<u8> {
+    let mut out = Vec::with_capacity(128);
+    json(&Typed { kind: "presence", body: &InChannel { channel, body: change } }, &mut out);
+    out
+}
+
+/// Everybody who is in a channel, in place of what the client knows.
+pub fn roster(channel: &ChannelName, roster: &Roster) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct State<'a> {
+        event: &'static str,
+        #[serde(flatten)]
+        roster: &'a Roster,
+    }
+    let mut out = Vec::with_capacity(1024);
+    let state = State { event: "state", roster };
+    json(&Typed { kind: "presence", body: &InChannel { channel, body: &state } }, &mut out);
     out
 }
 

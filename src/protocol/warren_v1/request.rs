@@ -93,7 +93,7 @@ fn read_body(frame: Frame<'_>) -> Result<RequestBody<'_>, Error> {
             .map(|ids| RequestBody::Ack(ids.0)),
         "auth" => required("token", frame.token).map(RequestBody::Auth),
         "refresh" => required("token", frame.token).map(RequestBody::Refresh),
-        "subscribe" => subscription(&frame).map(RequestBody::Subscribe),
+        "subscribe" => subscription(&frame),
         "unsubscribe" => channel(&frame).map(RequestBody::Unsubscribe),
         "presence" => presence_of(&frame).map(RequestBody::Presence),
         "ping" => Ok(RequestBody::Ping),
@@ -111,12 +111,9 @@ fn channel(frame: &Frame<'_>) -> Result<ChannelName, FieldError> {
     ChannelName::new(&name).map_err(|error| FieldError::new("channel", error.to_string()))
 }
 
-fn subscription(frame: &Frame<'_>) -> Result<ChannelName, FieldError> {
+fn subscription<'a>(frame: &Frame<'_>) -> Result<RequestBody<'a>, FieldError> {
     let presence = frame.presence.map(|presence| value::<bool>("presence", presence)).transpose()?;
-    match presence {
-        Some(true) => Err(FieldError::new("presence", "not part of this version".into())),
-        _ => channel(frame),
-    }
+    Ok(RequestBody::Subscribe { channel: channel(frame)?, presence })
 }
 
 fn presence_of(frame: &Frame<'_>) -> Result<PresenceOf, FieldError> {

@@ -11,7 +11,7 @@ const off: () => void = client.on("message", async (message: Message) => {
 });
 client.on("state", ({ state, retryInMs, code }) => console.log(state satisfies State, (retryInMs ?? 0) + (code ?? 0)));
 client.on("gap", ({ reason }) => console.log(reason.length));
-client.on("presence", ({ channel, event, user, count }) => console.log(channel, event === "join", user, count + 1));
+client.on("presence", ({ channel, event, user, count }) => console.log(channel, event === "join", user?.length, count + 1));
 client.on("unsubscribed", ({ channel, error }) => console.log(channel, error?.code));
 client.on("error", (error) => console.log(error.code, error.retry, error.received?.id, error.cause));
 off();

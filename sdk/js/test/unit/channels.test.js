@@ -19,7 +19,7 @@ test("subscriptions are restored before anything else is sent", async (t) => {
   await client.unsubscribe("gone");
   const types = server.connections[0].frames.map(({ type, channel, presence }) => [type, channel, presence]);
   assert.deepEqual(types, [
-    ["subscribe", "room", true], ["subscribe", "news", false], ["subscribe", "gone", false], ["unsubscribe", "gone", undefined],
+    ["subscribe", "room", true], ["presence", "room", undefined], ["subscribe", "news", false], ["subscribe", "gone", false], ["unsubscribe", "gone", undefined],
   ]);
   confirm = false;
   server.connections[0].cut();
@@ -107,4 +107,40 @@ test("presence is asked for by target, again after a reconnect", async (t) => {
   assert.deepEqual(await online, { online: true, sessions: 2 });
   assert.deepEqual(await client.presence("channel.a.b"), { users: ["bob"], count: 1 });
   await assert.rejects(client.presence("bob"), { code: "bad_request" });
+});
+
+test("who is there comes as a state first, again after a reconnect, and then as changes", async (t) => {
+  let there = ["alice"];
+  const { server, clock, client, events } = await setUp(t, {}, (server) => {
+    server.answer = ({ type }) => {
+      if (type === "presence") return there ? { outcome: "ok", count: there.length, users: there } : { error: { code: "overloaded", message: "", retry: true } };
+      return { outcome: "ok", count: 1 };
+    };
+  });
+  await client.subscribe("quiet");
+  await client.subscribe("room", { presence: true });
+  await until(() => events.presence.length === 1);
+  assert.deepEqual(events.presence[0], { channel: "room", event: "state", count: 1, users: ["alice"] });
+  const join = { type: "presence", channel: "room", event: "join", user: "bob", count: 2 };
+  server.connections[0].send(join);
+  await until(() => events.presence.length === 2);
+  assert.equal(events.presence[1].user, "bob");
+  there = null;
+  server.connections[0].cut();
+  await until(() => client.state === "waiting");
+  await clock.advance(1_000);
+  await client.ready();
+  const connection = await server.connection(1);
+  await connection.frame("presence");
+  assert.equal(events.presence.length, 2);
+  there = Array.from({ length: 3 }, (_, at) => `user${at}`);
+  await until(() => clock.timers.length > 0);
+  await clock.advance(1_000);
+  await until(() => events.presence.length === 3);
+  assert.deepEqual(events.presence[2], { channel: "room", event: "state", count: 3, users: there });
+  assert.deepEqual(connection.of("presence").map(({ channel }) => channel), ["room", "room"]);
+  // Nobody who has left asks.
+  await client.unsubscribe("room");
+  await client.subscribe("room");
+  assert.equal(connection.of("presence").length, 2);
 });
