@@ -53,6 +53,8 @@ pub enum Destination {
     Ingress(String),
     /// `warren.app`: the queues that backends bound for this key.
     Application(AppKey),
+    /// `warren.events`: what backends are told of, with this routing key.
+    Event(String),
     /// `warren.dead`: for a person to look at.
     Dead,
     /// One queue by its name: a backend's reply queue. Never one of ours.

@@ -92,6 +92,7 @@ pub const KEYS: &[Key] = &[
     secret("AMQP_URL", "comma-separated amqp:// or amqps:// URLs", "RabbitMQ; several URLs, of one user and vhost, are tried in turn; absent = standalone, without a broker and without other nodes"),
     text("PREFIX", "warren", "1 to 32 of a-z 0-9 - _ .", "what the names of all exchanges and queues start with"),
     text("NODE_ID", "<hostname>-<6 random characters>", "1 to 64 of A-Z a-z 0-9 - _ .", "the name of this node; unique in the cluster"),
+    text("EVENTS", "none", "none, or a list of users, sessions, channels", "what backends are told of, over the exchange `warren.events` ([docs/events.md](docs/events.md)); the same on all nodes"),
     word("ROUTING", "directory", &["directory"], "how a node finds a user's sessions; `broadcast` and `ring` are not available in this version"),
     word("QUEUE_TYPE", "classic", &["classic", "quorum"], "the type of the durable ingress queue; `quorum` on a broker cluster; mailboxes are always classic"),
     // who

@@ -26,7 +26,9 @@ pub use api_keys::ApiKey;
 pub use keys::{markdown_table, Allowed, Key, KEYS, PREFIX};
 pub use networks::TrustedProxies;
 use reading::Reading;
-pub use values::{Auth, Jwt, LogFormat, Origins, Prefix, PublicKey, QueueType, RateLimit, Routing, Secret};
+pub use values::{
+    Auth, EventKinds, Jwt, LogFormat, Origins, Prefix, PublicKey, QueueType, RateLimit, Routing, Secret,
+};
 
 /// RFC 7518 section 3.2: a key of HS256 has at least the size of its hash.
 const JWT_SECRET_BYTES_MIN: usize = 32;
@@ -45,6 +47,7 @@ pub struct Config {
     pub prefix: Prefix,
     pub node_id: NodeId,
     pub routing: Routing,
+    pub events: EventKinds,
     pub queue_type: QueueType,
     pub auth: Auth,
     pub api_keys: Vec<ApiKey>,
@@ -139,6 +142,7 @@ impl Config {
                 .or_else(fresh_node_id)
                 .ok_or_else(none)?,
             routing: routing(&mut from),
+            events: from.parsed("EVENTS", EventKinds::parse).unwrap_or_default(),
             queue_type: match from.word("QUEUE_TYPE") {
                 Some("quorum") => QueueType::Quorum,
                 _ => QueueType::Classic,

@@ -193,3 +193,14 @@ fn no_secret_is_in_the_debug_form() {
 fn a_rate_of_zero_is_no_limit() {
     assert_eq!(read(&[("MESSAGE_RATE", "0")]).unwrap().message_rate, None);
 }
+
+#[test]
+fn events_are_a_list() {
+    let kinds = |text| EventKinds::parse(text).map(|kinds| (kinds.sessions, kinds.users, kinds.channels));
+    assert_eq!(kinds("none"), Some((false, false, false)));
+    assert_eq!(kinds("users, channels"), Some((false, true, true)));
+    assert_eq!(kinds("sessions"), Some((true, false, false)));
+    for wrong in ["all", "users,none", "users,", ",", "Users"] {
+        assert_eq!(kinds(wrong), None, "{wrong}");
+    }
+}

@@ -41,6 +41,41 @@ impl Prefix {
     }
 }
 
+/// Of what backends are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EventKinds {
+    pub sessions: bool,
+    pub users: bool,
+    pub channels: bool,
+}
+
+impl EventKinds {
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut kinds = Self::default();
+        if text == "none" {
+            return Some(kinds);
+        }
+        for kind in text.split(',') {
+            match kind.trim() {
+                "sessions" => kinds.sessions = true,
+                "users" => kinds.users = true,
+                "channels" => kinds.channels = true,
+                _ => return None,
+            }
+        }
+        Some(kinds)
+    }
+
+    /// Whether it matters who is online or which channels are occupied in the cluster.
+    pub fn are_of_cluster(self) -> bool {
+        self.users || self.channels
+    }
+
+    pub fn are_any(self) -> bool {
+        self != Self::default()
+    }
+}
+
 /// How clients prove who they are.
 #[derive(Debug, Clone)]
 pub enum Auth {

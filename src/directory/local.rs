@@ -93,6 +93,14 @@ impl Local {
         self.seq
     }
 
+    pub fn contains(&self, key: Key) -> bool {
+        self.keys.contains(key)
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = Key> + '_ {
+        self.keys.iter()
+    }
+
     pub fn count(&self) -> usize {
         self.keys.count()
     }

@@ -7,6 +7,7 @@
 //! (live nodes and tombstones), `confirm` (who has merged what) and `watched` (whose holders somebody follows) are joined in `state`, a pure state machine whose timers are in `schedule`; `service` is
 //! the task that runs it over a [`Bus`].
 
+mod cluster;
 mod confirm;
 mod gossip;
 mod key;
@@ -31,6 +32,7 @@ use smallvec::SmallVec;
 use tokio::sync::{mpsc, Notify};
 use tokio::time::Instant;
 
+pub use self::cluster::Age;
 pub use self::gossip::{GossipError, Info};
 pub use self::key::Key;
 pub use self::service::{GOSSIP_KIND, PROBE_KIND};

@@ -61,6 +61,10 @@ impl Replica {
         self.keys.contains(key)
     }
 
+    pub fn all(&self) -> impl Iterator<Item = Key> + '_ {
+        self.keys.iter()
+    }
+
     pub fn count(&self) -> usize {
         self.keys.count()
     }

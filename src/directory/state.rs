@@ -93,6 +93,8 @@ pub struct State {
     pub(super) schedule: Schedule,
     pub(super) confirms: Confirms,
     pub(super) watched: Watched,
+    /// The same for one who watches all keys.
+    pub(super) all_watched: Watched,
     pub(super) effects: Vec<Effect>,
     /// Everything that was published to the control exchange before this moment has been read here.
     pub(super) control_read_to: Option<Duration>,
@@ -119,6 +121,7 @@ impl State {
             schedule: Schedule::new(seed),
             confirms: Confirms::default(),
             watched: Watched::default(),
+            all_watched: Watched::default(),
             effects: Vec::new(),
             control_read_to: None,
             linked_at: Duration::ZERO,
@@ -252,6 +255,7 @@ impl State {
             return;
         }
         self.watched.touch(delta.joined.iter().chain(&delta.left));
+        self.all_watched.touch(delta.joined.iter().chain(&delta.left));
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.replica.merge(delta, now);
         }
@@ -269,7 +273,7 @@ impl State {
             if let Some(peer) = self.peers.get_mut(&node) {
                 peer.replica.assemble(part, now);
             }
-            self.watched.touch_all();
+            self.touch_all();
         }
     }
 
@@ -298,6 +302,11 @@ impl State {
 
     // ---- in common ----
 
+    fn touch_all(&mut self) {
+        self.watched.touch_all();
+        self.all_watched.touch_all();
+    }
+
     /// Whether the message of this sender is to be processed.
     fn admit(&mut self, node: &NodeId, incarnation: Incarnation, proof: Proof, now: Duration) -> bool {
         if *node == self.own.node {
@@ -308,7 +317,7 @@ impl State {
             Admission::Refused => false,
             Admission::Known => true,
             Admission::New { after } => {
-                self.watched.touch_all();
+                self.touch_all();
                 if let Some(incarnation) = after {
                     let waits = self.confirms.gone(node);
                     self.confirmed(waits);
@@ -353,7 +362,7 @@ impl State {
         }
         let lost = self.peers.mark_dead(node, incarnation, reason != Reason::Silent, now);
         if let Some(incarnation) = lost {
-            self.watched.touch_all();
+            self.touch_all();
             let waits = self.confirms.gone(node);
             self.confirmed(waits);
             self.effects.push(Effect::NodeLost { node: node.clone(), incarnation, reason });

@@ -4,6 +4,9 @@ use std::collections::HashSet;
 
 use super::key::{Key, KeyHash};
 
+/// More keys that wait for somebody to look are not told one by one.
+const TOUCHED_MAX: usize = 65_536;
+
 /// Where to look again, since other nodes may hold it now or no longer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Touched {
@@ -16,11 +19,18 @@ pub enum Touched {
 #[derive(Debug, Default)]
 pub struct Watched {
     keys: HashSet<Key, KeyHash>,
+    /// All keys are watched.
+    has_everything: bool,
     touched: HashSet<Key, KeyHash>,
     is_all: bool,
 }
 
 impl Watched {
+    pub fn watch_all(&mut self) {
+        self.has_everything = true;
+        self.is_all = true;
+    }
+
     pub fn watch(&mut self, key: Key) {
         self.keys.insert(key);
     }
@@ -32,13 +42,19 @@ impl Watched {
 
     /// Another node's set has changed by these.
     pub fn touch<'a>(&mut self, keys: impl IntoIterator<Item = &'a Key>) {
-        if !self.keys.is_empty() {
+        if self.has_everything {
+            self.touched.extend(keys);
+        } else if !self.keys.is_empty() {
             self.touched.extend(keys.into_iter().filter(|key| self.keys.contains(key)));
+        }
+        if self.touched.len() > TOUCHED_MAX {
+            self.touched.clear();
+            self.is_all = true;
         }
     }
 
     pub fn touch_all(&mut self) {
-        self.is_all = !self.keys.is_empty();
+        self.is_all |= self.has_everything || !self.keys.is_empty();
     }
 
     pub fn is_touched(&self) -> bool {

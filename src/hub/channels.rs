@@ -122,6 +122,14 @@ impl Channels {
         (count, sorted.map(|Reverse((sessions, channel))| (channel, sessions)).collect())
     }
 
+    pub(super) fn all(&self) -> Vec<ChannelName> {
+        let mut all = Vec::new();
+        for shard in &self.shards {
+            all.extend(shard.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned());
+        }
+        all
+    }
+
     /// The users, if they are no more than `max`, and their number.
     pub(super) fn users(&self, channel: &ChannelName, max: usize) -> (Vec<UserId>, usize) {
         let shard = self.shard(channel);

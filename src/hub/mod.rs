@@ -9,6 +9,7 @@
 
 mod channels;
 mod listeners;
+mod listing;
 mod numbers;
 mod tally;
 

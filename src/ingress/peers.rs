@@ -16,6 +16,7 @@ use crate::mail::index::MAIL_INDEX_KIND;
 use crate::metrics::Metrics;
 use crate::protocol::message::Rendered;
 use crate::protocol::target::Target;
+use crate::router::events::{NameWord, NAMES_KIND};
 use crate::router::roster::{Word, ROSTER_KIND};
 use crate::router::Router;
 
@@ -90,6 +91,7 @@ impl NodeQueue {
                 let answer: AskReply = parse(&delivery.body)?;
                 self.router.answered(&origin, answer);
             }
+            Some(NAMES_KIND) => self.router.on_name_word(parse::<NameWord>(&delivery.body)?),
             Some(ROSTER_KIND) => self.router.on_roster_word(parse::<Word>(&delivery.body)?),
             // It has arrived: that is all it is for.
             Some(PROBE_KIND) => {}
@@ -148,6 +150,10 @@ fn hear(router: &Router, delivery: &Delivery) -> Result<(), String> {
     }
     match delivery.properties.kind.as_deref() {
         Some(GOSSIP_KIND) => router.directory().on_gossip(&delivery.body).map_err(|error| error.to_string()),
+        Some(NAMES_KIND) => {
+            router.on_name_word(parse::<NameWord>(&delivery.body)?);
+            Ok(())
+        }
         Some(other) => router.on_mail_gossip(other, &delivery.body),
         None => Err("gossip without a type".to_owned()),
     }

@@ -129,6 +129,7 @@ impl Node {
         let settings = RouterSettings {
             node: config.node_id.clone(),
             routing: config.routing,
+            events: config.events,
             pending_max: config.pending_max,
             receipt_timeout: config.receipt_timeout,
         };
@@ -206,6 +207,9 @@ impl Node {
         let link = watch::follow_link(router.clone(), self.lifecycle.clone(), self.bus.link());
         self.tasks.spawn("link", link);
         self.tasks.spawn_endless("channels", router.clone().hand_out_held());
+        if config.events.are_any() {
+            self.tasks.spawn_endless("events", router.clone().keep_events());
+        }
         self.tasks.spawn_endless("rosters", router.clone().keep_rosters());
         self.tasks.spawn_endless("clock", watch::keep_time(router));
     }

@@ -6,11 +6,12 @@
 //! - `execute.rs`: what paths want done: publishing, storing, handing to sessions.
 //! - [`readings`]: reads the boxes of users who are here.
 //! - [`strategy`]: where a message goes (pure).
-//! - `broadcast.rs`, `channels.rs`: messages for everyone and for channels; `presence.rs`: the lock that keeps hub and
-//!   directory in step.
+//! - `broadcast.rs`, `channels.rs`: messages for everyone and for channels; `presence.rs`: sessions and
+//!   subscriptions begin and end, and the lock that keeps hub and directory in step.
 //! - `application.rs`: messages for backends; `requests.rs`: those that await an answer (pure).
 //! - [`ask`]: questions to all nodes about their sessions; `counts.rs`: how many users a channel has;
 //!   [`report`]: what operators see and order.
+//! - [`events`]: what backends are told of sessions, users and channels.
 //! - [`roster`]: who is in the channels that somebody listens to, on all nodes.
 //!
 //! A message is settled exactly once, and its source hears of it only then.
@@ -20,6 +21,7 @@ pub mod ask;
 mod broadcast;
 pub mod channels;
 mod counts;
+pub mod events;
 mod execute;
 mod mail;
 pub mod path;
@@ -40,15 +42,15 @@ use tokio::sync::{oneshot, watch};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::bus::{Bus, Link};
-use crate::config::Routing;
+use crate::config::{EventKinds, Routing};
 use crate::delivery::envelope::Envelope;
 use crate::delivery::peer_words::Receipts;
 use crate::delivery::receipt_sender::ReceiptSender;
 use crate::delivery::seen::Seen;
-use crate::directory::{Directory, Key};
+use crate::directory::Directory;
 use crate::error::{Code, Error};
-use crate::hub::{Hub, Local};
-use crate::ids::{Life, NodeId, SessionId, UserId};
+use crate::hub::Hub;
+use crate::ids::{Life, NodeId};
 use crate::mail::index::MailIndex;
 use crate::protocol::message::{Message, Settlement};
 use crate::protocol::target::Target;
@@ -71,6 +73,7 @@ const PRESSURE_EVERY: Duration = Duration::from_millis(100);
 pub struct RouterSettings {
     pub node: NodeId,
     pub routing: Routing,
+    pub events: EventKinds,
     /// Unsettled messages. Overflow policy: the sender is told `overloaded`.
     pub pending_max: usize,
     /// How long a node may give no sign of a message before it is taken to hang.
@@ -105,6 +108,7 @@ pub struct Router {
     channels: channels::Channels,
     counts: Arc<counts::Counts>,
     rosters: Arc<roster::Rosters>,
+    events: Arc<events::Events>,
     /// For the callbacks that outlive a call.
     this: OnceLock<std::sync::Weak<Router>>,
 }
@@ -168,6 +172,7 @@ impl Router {
             channels: channels::Channels::default(),
             counts: Arc::default(),
             rosters: Arc::default(),
+            events: Arc::new(events::Events::new(settings.events)),
             this: OnceLock::new(),
             settings,
             hub,
@@ -209,53 +214,6 @@ impl Router {
     /// Unsettled messages.
     pub fn pending(&self) -> usize {
         self.pending.load(Ordering::Relaxed)
-    }
-
-    // ---- sessions ----
-
-    /// The id of the session here that has this counter.
-    pub fn session_id(&self, counter: u64) -> SessionId {
-        SessionId { node: self.node().clone(), number: self.hub.number_of(counter) }
-    }
-
-    /// A session of `user` begins. When this returns, this node's messages for the user reach it, mail first, and the
-    /// other nodes are being told. See [`presence::Presence`] for the order of locks. `false`: the user has `max` sessions
-    /// here already, and nothing was done.
-    #[must_use]
-    pub fn open_session(&self, user: &UserId, session: Local, max: usize) -> bool {
-        let stepped = {
-            let _presence = self.presence.lock(user);
-            if self.hub.sessions_of(user).len() >= max {
-                return false;
-            }
-            // The barrier is closed before anything can arrive.
-            let has_mail = !self.hub.holds(user) && self.mail.may_have(user);
-            let event = Event::SessionsOpened { may_have_mail: true };
-            let target = Target::User(user.clone());
-            let stepped = has_mail.then(|| self.paths.step_only(&target, event, Instant::now(), self));
-            if self.hub.register(user, session) {
-                self.directory.join(Key::user(user));
-            }
-            stepped
-        };
-        stepped.into_iter().for_each(|cell| self.paths.execute_of(cell, self));
-        true
-    }
-
-    /// The inverse of [`Router::open_session`].
-    pub fn close_session(&self, user: &UserId, counter: u64) {
-        let stepped = {
-            let _presence = self.presence.lock(user);
-            if !self.hub.unregister(user, counter) {
-                return;
-            }
-            self.directory.leave(Key::user(user));
-            let target = Target::User(user.clone());
-            self.paths
-                .find(&target)
-                .map(|_| self.paths.step_only(&target, Event::SessionsGone, Instant::now(), self))
-        };
-        stepped.into_iter().for_each(|cell| self.paths.execute_of(cell, self));
     }
 
     // ---- what this node answers for ----

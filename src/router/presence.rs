@@ -2,9 +2,13 @@
 
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use crate::directory::Key;
-use crate::ids::{ChannelName, UserId};
+use crate::hub::Local;
+use crate::ids::{ChannelName, SessionId, UserId};
+use crate::protocol::target::Target;
+use crate::router::path::Event;
 use crate::router::Router;
 
 const SHARDS: usize = 64;
@@ -38,6 +42,58 @@ impl Presence {
 pub type Subscribed = Box<dyn FnOnce() + Send>;
 
 impl Router {
+    /// A session of `user` begins. When this returns, this node's messages for the user reach it, mail first, and the
+    /// other nodes are being told. `false`: the user has `max` sessions here already, and nothing was done.
+    #[must_use]
+    pub fn open_session(&self, user: &UserId, session: Local, max: usize) -> bool {
+        let (stepped, is_first) = {
+            let _presence = self.presence.lock(user);
+            if self.hub.sessions_of(user).len() >= max {
+                return false;
+            }
+            // The barrier is closed before anything can arrive.
+            let has_mail = !self.hub.holds(user) && self.mail.may_have(user);
+            let event = Event::SessionsOpened { may_have_mail: true };
+            let target = Target::User(user.clone());
+            let stepped = has_mail.then(|| self.paths.step_only(&target, event, Instant::now(), self));
+            let is_first = self.hub.register(user, session);
+            if is_first {
+                self.directory.join(Key::user(user));
+            }
+            (stepped, is_first)
+        };
+        stepped.into_iter().for_each(|cell| self.paths.execute_of(cell, self));
+        self.events.session(|| self.session_id(session.counter), user, true);
+        if is_first {
+            self.events.user(user, true);
+        }
+        true
+    }
+
+    /// The inverse of [`Router::open_session`].
+    pub fn close_session(&self, user: &UserId, counter: u64) {
+        let stepped = {
+            let _presence = self.presence.lock(user);
+            self.hub.unregister(user, counter).then(|| {
+                self.directory.leave(Key::user(user));
+                let target = Target::User(user.clone());
+                self.paths
+                    .find(&target)
+                    .map(|_| self.paths.step_only(&target, Event::SessionsGone, Instant::now(), self))
+            })
+        };
+        self.events.session(|| self.session_id(counter), user, false);
+        if let Some(stepped) = stepped {
+            stepped.into_iter().for_each(|cell| self.paths.execute_of(cell, self));
+            self.events.user(user, false);
+        }
+    }
+
+    /// The id of the session here that has this counter.
+    pub fn session_id(&self, counter: u64) -> SessionId {
+        SessionId { node: self.node().clone(), number: self.hub.number_of(counter) }
+    }
+
     /// A session of this user, on this worker, subscribes to a channel.
     pub fn open_subscription(&self, channel: &ChannelName, worker: usize, user: &UserId, done: Subscribed) {
         let change = {
@@ -48,6 +104,9 @@ impl Router {
             }
             change
         };
+        if change.of_node {
+            self.events.channel(channel, true);
+        }
         if change.of_user {
             self.rosters.changed(channel);
         }
@@ -69,6 +128,9 @@ impl Router {
             }
             change
         };
+        if change.of_node {
+            self.events.channel(channel, false);
+        }
         if change.of_user {
             self.rosters.changed(channel);
         }

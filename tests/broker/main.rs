@@ -31,6 +31,7 @@ mod backend_programs;
 mod boxes;
 mod channels;
 mod contract;
+mod events;
 mod healing;
 mod lapin_defects;
 mod memory_faults;

@@ -16,7 +16,7 @@ const BODIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/broker/amqp10_b
 const NO_PYTHON: &str = "no Python with the clients of other protocols: run ./test";
 
 #[allow(clippy::disallowed_methods)] // The tests have no configuration file; ./test speaks through this.
-fn python() -> String {
+pub fn python() -> String {
     std::env::var("WARREN_TEST_PYTHON").expect(NO_PYTHON)
 }
 

@@ -308,19 +308,20 @@ async fn a_client_that_missed_changes_is_told_the_state() {
     let message = Rendered::new(Arc::new(request.into_message(sender, Now::read()).unwrap()));
     let router = cluster.nodes[0].router();
     router.hub().deliver_all(&message).unwrap();
+    // Bob reads, so that it is known what was told.
+    let mut bob = User::connect(cluster.ws(0), "bob").await;
+    assert_eq!(listen(&mut bob, "room").await, json!(2));
     // Names as long as they may be: their joins are more than the outbox holds.
     let names: Vec<String> = (0..COMERS).map(|at| format!("{at:0>128}")).collect();
     let room = ChannelName::new("room").unwrap();
     for name in &names {
         router.open_subscription(&room, 0, &UserId::new(name).unwrap(), Box::new(|| ()));
-        tokio::time::sleep(Duration::from_millis(2)).await;
     }
+    while bob.next("presence").await["count"] != json!(COMERS + 2) {}
     for name in &names[10..] {
         router.close_subscription(&room, 0, &UserId::new(name).unwrap());
     }
-    // Time for all of it to be told, to one who would read.
-    let mut bob = User::connect(cluster.ws(0), "bob").await;
-    assert_eq!(listen(&mut bob, "room").await, json!(12));
+    while bob.next("presence").await["count"] != json!(12) {}
     let truth = names[..10].iter().cloned().chain(["alice".to_owned(), "bob".to_owned()]).collect();
     let mut states = 0;
     while shown.0 != truth {

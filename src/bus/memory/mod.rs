@@ -170,6 +170,8 @@ impl MemoryBroker {
             }
             Destination::Ingress(key) => taken(self.ingress.push(message(&publish, Via::Ingress, key))),
             Destination::Dead => taken(self.dead.push(message(&publish, Via::Direct, ""))),
+            // Nobody outside of the process can listen.
+            Destination::Event(_) => Outcome::Unroutable,
             Destination::Application(key) => {
                 let pushed = application::queues_for(&state.bound, key)
                     .map(|queue| queue.push(message(&publish, Via::Direct, key.as_str())));

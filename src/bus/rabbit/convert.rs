@@ -62,6 +62,8 @@ pub fn outgoing(
         Destination::Nodes(nodes) => (topology.direct(), encode(nodes.first().ok_or(Unfit)?.as_str()), true),
         Destination::Ingress(key) => (topology.ingress(), key.clone(), true),
         Destination::Application(key) => (topology.app(), key.as_str().to_owned(), true),
+        // Nobody needs to listen.
+        Destination::Event(key) => (topology.events(), key.clone(), false),
         Destination::Dead => (topology.dead(), String::new(), true),
         Destination::Queue(name) if !is_sound(name) => return Err(Unfit),
         // Answers go where strangers want them; the node's own probes go to its own queues.
@@ -122,6 +124,7 @@ fn properties_out(
         publish.to,
         Destination::Ingress(_)
             | Destination::Application(_)
+            | Destination::Event(_)
             | Destination::Dead
             | Destination::Queue(_)
             | Destination::Box(_)

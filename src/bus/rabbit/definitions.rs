@@ -95,7 +95,7 @@ fn permissions(topology: &Topology) -> Value {
             "configure": format!("^{prefix}\\.(node|control|replies|box|mailbox)\\..+$"),
             // `amq.default` reaches queues by their names: reply queues and boxes.
             "write": format!(
-                "^({prefix}\\.(broadcast|direct|control|ingress|dead|app)|{prefix}\\.(node|control|replies|box|mailbox)\\..+|amq\\.default)$"
+                "^({prefix}\\.(broadcast|direct|control|ingress|events|dead|app)|{prefix}\\.(node|control|replies|box|mailbox)\\..+|amq\\.default)$"
             ),
             // Of `dead` only to bind its queue again; nodes never consume it.
             "read": format!(

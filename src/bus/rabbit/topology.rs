@@ -112,6 +112,11 @@ impl Topology {
         self.name("ingress")
     }
 
+    /// The name of the exchange from which backends learn of sessions, users and channels.
+    pub fn events(&self) -> String {
+        self.name("events")
+    }
+
     /// The name of the exchange for dead messages and of the queue behind it.
     pub fn dead(&self) -> String {
         self.name("dead")
@@ -212,6 +217,7 @@ impl Topology {
             (self.direct(), ExchangeType::Direct),
             (self.control(), ExchangeType::Fanout),
             (self.ingress(), ExchangeType::Topic),
+            (self.events(), ExchangeType::Topic),
             (self.dead(), ExchangeType::Fanout),
             (self.app(), ExchangeType::Topic),
         ]

@@ -1,0 +1,61 @@
+//! What can be said of the whole cluster: which keys some node has, and which node is the oldest.
+
+use std::cmp::Ordering;
+
+use super::{Directory, Key, Touched};
+
+/// Of this node among the live ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Age {
+    Oldest,
+    Younger,
+    /// Some other node has not said yet when it started.
+    Unknown,
+}
+
+impl Directory {
+    /// Where one node is to act for all, and a node that joins should change nothing.
+    pub fn age(&self) -> Age {
+        let state = self.read();
+        let own = (state.own.info.started_ms, &state.own.node);
+        let mut age = Age::Oldest;
+        for (node, peer) in state.peers.iter() {
+            match (peer.info.started_ms, node).cmp(&own) {
+                _ if peer.info.started_ms == 0 => age = Age::Unknown,
+                Ordering::Less => return Age::Younger,
+                _ => {}
+            }
+        }
+        age
+    }
+
+    /// Whether every replica is right, and all live nodes have had the time to make themselves known.
+    pub fn is_sure(&self) -> bool {
+        let now = self.now();
+        self.read().is_sure(now)
+    }
+
+    /// Whether this node or a live peer has the key.
+    pub fn is_held(&self, key: Key) -> bool {
+        let state = self.read();
+        let held =
+            state.local.contains(key) || state.peers.iter().any(|(_, peer)| peer.replica.contains(key));
+        held
+    }
+
+    /// The keys of all nodes; some more than once.
+    pub fn all_keys(&self) -> Vec<Key> {
+        let state = self.read();
+        let others = state.peers.iter().flat_map(|(_, peer)| peer.replica.all());
+        state.local.all().chain(others).collect()
+    }
+
+    /// From now on [`take_all_touched`](Self::take_all_touched) tells which keys other nodes may have or have no longer.
+    pub fn watch_all(&self) {
+        self.write().all_watched.watch_all();
+    }
+
+    pub fn take_all_touched(&self) -> Touched {
+        self.write().all_watched.take_touched()
+    }
+}
