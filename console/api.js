@@ -42,6 +42,7 @@ export const api = {
   user: (user) => ask("GET", `/v1/users/${part(user)}`),
   channel: (channel) => ask("GET", `/v1/channels/${part(channel)}`),
   publish: (message) => ask("POST", "/v1/messages", message),
+  trace: (id) => ask("GET", `/v1/messages/${part(id)}/trace`),
   kickUser: (user) => ask("DELETE", `/v1/users/${part(user)}/sessions`),
   kickSession: (session) => ask("DELETE", `/v1/sessions/${part(session)}`),
   drain: (node) => ask("POST", `/v1/nodes/${part(node)}/drain`),

@@ -2,8 +2,19 @@
 
 import { connect } from "/warren-client.js";
 
+import { excerpt } from "./feed.js";
+
 /** So many at a time: each is a socket. */
 const CLIENTS_MAX = 50;
+
+/** What backends answer. */
+export const APPLICATION = "app.";
+
+/** What a settlement says besides its outcome. */
+export function detailOf({ outcome, sessions, payload }) {
+  if (outcome === "answered") return excerpt(payload);
+  return outcome === "delivered" ? `${sessions} session${sessions === 1 ? "" : "s"}` : "";
+}
 
 /** `crypto.randomUUID` is missing on pages that did not come over TLS from elsewhere. */
 export function newId() {
@@ -96,9 +107,12 @@ export class Clients {
     const id = newId();
     this.feed.sent(id, { from: client.user, to, payload, origin: client.node }, performance.now());
     try {
-      const { outcome, sessions } = await client.library.publish(to, payload, { messageId: id });
-      const detail = outcome === "delivered" ? `${sessions} session${sessions === 1 ? "" : "s"}` : "";
-      this.feed.settled(id, outcome, detail, performance.now());
+      const { library } = client;
+      const options = { messageId: id };
+      const settlement = to.startsWith(APPLICATION)
+        ? { outcome: "answered", payload: await library.request(to.slice(APPLICATION.length), payload, options) }
+        : await library.publish(to, payload, options);
+      this.feed.settled(id, settlement.outcome, detailOf(settlement), performance.now());
     } catch (error) {
       this.feed.settled(id, error.code === "expired" ? "expired" : "rejected", `${error.code}: ${error.message}`, performance.now());
     }

@@ -50,6 +50,13 @@ export class Feed {
     this.onreceipt(message, receipt);
   }
 
+  /** What the nodes say about it. A message that this page has not seen is not kept. */
+  traced(id, { events, partial }, now) {
+    const message = this.#messages.get(id) ?? { id, at: now, receipts: [], taken: 0, outcome: null, mine: false };
+    this.version += 1;
+    return Object.assign(message, { trace: events, tracePartial: partial });
+  }
+
   get(id) {
     return this.#messages.get(id);
   }

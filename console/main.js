@@ -1,7 +1,7 @@
 // The console: looks at the cluster once a second while somebody looks at it, and lets its own clients send.
 
 import { api, ApiError, credentials } from "./api.js";
-import { Clients, newId } from "./clients.js";
+import { APPLICATION, Clients, detailOf, newId } from "./clients.js";
 import { get, text } from "./dom.js";
 import { Feed } from "./feed.js";
 import { ClusterMap } from "./map.js";
@@ -167,9 +167,8 @@ async function sendByApi(to, payload) {
   const id = newId();
   feed.sent(id, { from: "the HTTP API", to, payload, origin: model.asked }, performance.now());
   try {
-    const { outcome, sessions } = await api.publish({ to, payload, message_id: id });
-    const detail = outcome === "delivered" ? `${sessions} session${sessions === 1 ? "" : "s"}` : "";
-    feed.settled(id, outcome, detail, performance.now());
+    const settlement = await api.publish({ to, payload, message_id: id, ...(to.startsWith(APPLICATION) && { reply: true }) });
+    feed.settled(id, settlement.outcome, detailOf(settlement), performance.now());
   } catch (error) {
     feed.settled(id, "rejected", `${error.code}: ${error.message}`, performance.now());
   }
@@ -198,15 +197,34 @@ get("send").onsubmit = async (event) => {
 };
 
 feed.onreceipt = (message, { node }) => map.move(message.origin ?? node, node, "delivered");
-feed.onsettled = ({ outcome, origin }) => {
+feed.onsettled = ({ id, outcome, origin }) => {
+  if (id === chosen) trace(id);
   if (outcome === "stored") map.store(origin);
   if (outcome === "rejected" || outcome === "expired") map.move(origin, origin, outcome);
 };
 
+/** A message of another sender that was asked for by its id. */
+let foreign = null;
+
 function choose(id) {
   chosen = id;
+  foreign = null;
   feed.version += 1;
+  if (id) trace(id);
 }
+
+/** Asks the nodes what became of a message; again when it is settled, since there is more to tell then. */
+async function trace(id) {
+  const answer = await api.trace(id).catch(() => null);
+  if (!answer || chosen !== id) return;
+  const message = feed.traced(id, answer, performance.now());
+  if (!feed.get(id)) foreign = message;
+}
+
+get("trace").onsubmit = (event) => {
+  event.preventDefault();
+  choose(event.target.elements.id.value.trim());
+};
 
 get("clear").onclick = () => {
   feed.clear();
@@ -218,7 +236,7 @@ let drawnAt = 0;
 function draw(now) {
   if (feed.version !== drawn && now - drawnAt >= DRAW_EVERY_MS) {
     [drawn, drawnAt] = [feed.version, now];
-    const message = feed.get(chosen) ?? null;
+    const message = feed.get(chosen) ?? foreign;
     panels.log(feed, message?.id, (id) => choose(id === chosen ? null : id));
     panels.path(message, () => choose(null));
     map.trace(message);

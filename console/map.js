@@ -153,10 +153,22 @@ export class ClusterMap {
   /** Draws the routes of one message until another is chosen. */
   trace(message) {
     this.shown = message;
-    const nodes = new Set(message?.receipts.map(({ node }) => node));
-    if (message?.outcome === "stored") nodes.add(MAIL);
-    const ways = [...nodes].map((node) => this.#way(message.origin ?? node, node)).filter(Boolean);
+    const { origin, nodes } = message ? routeOf(message) : { nodes: [] };
+    const ways = [...nodes].map((node) => this.#way(origin ?? node, node)).filter(Boolean);
     const outcome = message && outcomeOf(message);
     this.#route?.replaceChildren(...ways.map((d) => svg("path", { d, "data-outcome": outcome })));
   }
+}
+
+/** From where to where a message went: as the nodes say, or else as far as this page knows. */
+function routeOf(message) {
+  const events = message.trace ?? [];
+  const nodes = new Set(message.receipts.map(({ node }) => node));
+  for (const { step, node, nodes: to } of events) {
+    if (step === "sent") to.forEach((one) => nodes.add(one));
+    if (step === "written" || step === "arrived") nodes.add(node);
+    if (step === "to_mail") nodes.add(MAIL);
+  }
+  if (message.outcome === "stored") nodes.add(MAIL);
+  return { origin: events.find(({ step }) => step === "accepted")?.node ?? message.origin, nodes };
 }

@@ -70,7 +70,7 @@ export function options(select, wanted) {
   if (wanted.some(([value]) => value === chosen)) select.value = chosen;
 }
 
-const OUTCOMES = { delivered: "delivered", stored: "stored", published: "published", rejected: "rejected", expired: "expired", pending: "under way", received: "received" };
+const OUTCOMES = { delivered: "delivered", stored: "stored", published: "published", answered: "answered", rejected: "rejected", expired: "expired", pending: "under way", received: "received" };
 
 export function log(feed, chosen, choose) {
   const latest = feed.latest(ROWS);
@@ -97,8 +97,33 @@ export function log(feed, chosen, choose) {
   });
 }
 
-/** The steps of a message as this page knows them: [{ at, what, where, outcome }], in the order of time. */
+const nodesOf = (nodes) => (nodes.length > 3 ? `${nodes.length} nodes` : nodes.join(", "));
+const count = (sessions) => `${figure(sessions)} ${sessions === 1 ? "session" : "sessions"}`;
+
+/** What a step of the gateway is called, and what is known besides. */
+const STEPS = {
+  accepted: ({ from, to }) => ({ what: "accepted", detail: `from ${from} for ${to}` }),
+  sent: ({ nodes }) => ({ what: `sent to ${nodesOf(nodes)}` }),
+  sent_to_backends: () => ({ what: "sent to the backends" }),
+  sent_to_all: () => ({ what: "sent to all nodes" }),
+  arrived: ({ from }) => ({ what: "arrived", detail: from && `from ${from}` }),
+  read_from_mail: () => ({ what: "read from the mailbox", outcome: "stored" }),
+  written: ({ session, sessions }) => ({ what: `written to ${session ? "a session" : count(sessions)}`, detail: session, outcome: "received" }),
+  acknowledged: ({ session }) => ({ what: "acknowledged", detail: `by ${session}`, outcome: "delivered" }),
+  taken: ({ sessions }) => ({ what: `taken by ${count(sessions)}`, outcome: sessions ? "delivered" : "rejected" }),
+  to_mail: () => ({ what: "on its way into the mailbox", outcome: "stored" }),
+  settled: ({ outcome, error }) => ({ what: outcome, detail: error, outcome }),
+};
+
+/** The steps of a message: those that the nodes kept, or else what this page knows. */
 function stepsOf(message) {
+  if (message.trace?.length) {
+    const since = message.trace[0].at_us;
+    return message.trace.map((event) => {
+      const told = STEPS[event.step]?.(event) ?? { what: event.step };
+      return { at: (event.at_us - since) / 1000, where: event.node, ...told };
+    });
+  }
   const steps = [];
   const since = message.sentAt ?? message.at;
   if (message.mine) steps.push({ at: 0, what: `${message.from} sends it`, where: message.origin });
@@ -115,17 +140,19 @@ export function path(message, close) {
   article.hidden = !message;
   if (!message) return;
   const steps = stepsOf(message);
-  const more = message.taken - message.receipts.length;
+  const more = message.trace?.length ? 0 : message.taken - message.receipts.length;
   article.replaceChildren(
     h("header", {}, h("h3", {}, "Its way"), h("button", { type: "button", class: "quiet", onclick: close }, "Close")),
     h("p", { class: "id" }, message.id),
+    steps.length ? "" : h("p", { class: "note" }, "No node knows of it: steps are kept while a console is open, and only those of the latest messages."),
     h("ol", {}, ...steps.map(({ at, what, where, detail, outcome }) => {
       const step = h("li", {}, h("span", { class: "when" }, latency(at)), h("div", {}, h("b", {}, what), where && h("span", {}, ` on ${where}`), detail && h("p", {}, detail)));
       if (outcome) step.dataset.outcome = outcome;
       return step;
     })),
     more > 0 ? h("p", { class: "note" }, `and ${figure(more)} more receipts`) : "",
-    h("pre", {}, excerpt(message.payload, 2_000)));
+    message.tracePartial ? h("p", { class: "note bad" }, "Some node did not answer.") : "",
+    "payload" in message ? h("pre", {}, excerpt(message.payload, 2_000)) : "");
 }
 
 export function channels(all, count, choose) {

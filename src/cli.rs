@@ -1,12 +1,13 @@
 //! The command line: `warren` serves; the others help the person who sets it up.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::auth::{self, MintError};
 use crate::config::{markdown_table, Config};
-use crate::ids::{AppKey, UserId};
+use crate::ids::{AppKey, MessageId, UserId};
 
 /// A WebSocket gateway that scales out behind RabbitMQ. Configured by WARREN_ variables: see `warren config`.
 #[derive(Debug, Parser)]
@@ -24,6 +25,8 @@ pub enum Command {
     Token(TokenArgs),
     /// Print the table of all variables with their defaults and ranges
     Config,
+    /// Tell what became of a message: asks a node of this configuration, which asks the others
+    Trace(TraceArgs),
     /// Move the mail of version 1 into boxes: `rabbitmqctl -q list_queues name | warren migrate-mailboxes`
     MigrateMailboxes,
     /// Answer requests to app.<key> with their own payload, over the broker of WARREN_AMQP_URL: a backend to try with
@@ -50,6 +53,16 @@ pub struct TokenArgs {
     pub caps: Vec<String>,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct TraceArgs {
+    /// The id of the message
+    #[arg(value_parser = message)]
+    pub id: MessageId,
+    /// The admin address of a node; that of WARREN_ADMIN_LISTEN on this machine unless given
+    #[arg(long, value_name = "IP:PORT")]
+    pub node: Option<SocketAddr>,
+}
+
 impl Cli {
     pub fn command(self) -> Command {
         self.command.unwrap_or(Command::Serve)
@@ -73,6 +86,10 @@ fn user(text: &str) -> Result<UserId, String> {
 
 fn key(text: &str) -> Result<AppKey, String> {
     AppKey::new(text).map_err(|error| error.to_string())
+}
+
+fn message(text: &str) -> Result<MessageId, String> {
+    MessageId::new(text).map_err(|error| error.to_string())
 }
 
 fn ttl(text: &str) -> Result<Duration, String> {
@@ -112,6 +129,11 @@ mod tests {
         assert_eq!(echo.key.as_str(), "orders.new");
         assert_eq!(parse("warren app-echo --key a*"), None);
         assert_eq!(parse("warren run"), None);
+        assert_eq!(parse("warren trace"), None);
+        let Some(Command::Trace(trace)) = parse("warren trace m1 --node 127.0.0.1:9090") else {
+            panic!("no trace");
+        };
+        assert_eq!((trace.id.as_str(), trace.node.map(|node| node.port())), ("m1", Some(9090)));
     }
 
     #[test]

@@ -40,3 +40,4 @@ pub mod session;
 pub mod cli;
 pub mod migrate;
 pub mod node;
+pub mod trace;

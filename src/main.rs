@@ -13,7 +13,7 @@ use tokio::signal::unix::{signal, Signal, SignalKind};
 use tokio::time::timeout;
 use tracing_subscriber::EnvFilter;
 use warren::bus::rabbit;
-use warren::cli::{config_text, Cli, Command};
+use warren::cli::{config_text, Cli, Command, TraceArgs};
 use warren::config::{Config, LogFormat};
 use warren::http::listener::raise_file_limit;
 use warren::ids::AppKey;
@@ -21,6 +21,7 @@ use warren::migrate;
 use warren::node::keys::KeyReload;
 use warren::node::Node;
 use warren::output::Output;
+use warren::trace;
 
 const WRONG_USE: u8 = 64;
 const CANNOT_START: u8 = 1;
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         },
         Command::MigrateMailboxes => migrate_mailboxes(&config),
         Command::AppEcho(args) => app_echo(config, args.key),
+        Command::Trace(args) => trace_message(&config, &args),
         Command::Serve | Command::Config => serve(config),
     }
 }
@@ -110,6 +112,17 @@ fn app_echo(config: Config, key: AppKey) -> ExitCode {
     });
     log.flush(STOP_MAX);
     stopped.map_or_else(|error| fail(CANNOT_START, &error), |()| ExitCode::SUCCESS)
+}
+
+fn trace_message(config: &Config, args: &TraceArgs) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(CANNOT_START, &error),
+    };
+    match runtime.block_on(trace::trace(config, &args.id, args.node)) {
+        Ok(told) => show(&told),
+        Err(error) => fail(CANNOT_START, &error),
+    }
 }
 
 fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {

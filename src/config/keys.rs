@@ -139,6 +139,7 @@ pub const KEYS: &[Key] = &[
     // logs
     text("LOG", "info", "a tracing filter, e.g. info,warren::bus=debug", "what is logged"),
     word("LOG_FORMAT", "text", &["text", "json"], "how a line of the log looks"),
+    word("TRACE", "watched", &["off", "watched", "always"], "when the node keeps what becomes of the latest messages (`warren trace`); `watched` = for 15 s after a console or a trace asked"),
 ];
 
 /// The README's table.

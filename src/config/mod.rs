@@ -28,6 +28,7 @@ pub use networks::TrustedProxies;
 use reading::Reading;
 pub use values::{
     Auth, EventKinds, Jwt, LogFormat, Origins, Prefix, PublicKey, QueueType, RateLimit, Routing, Secret,
+    Tracing,
 };
 
 /// RFC 7518 section 3.2: a key of HS256 has at least the size of its hash.
@@ -87,6 +88,7 @@ pub struct Config {
     /// A valid filter of tracing-subscriber.
     pub log: String,
     pub log_format: LogFormat,
+    pub trace: Tracing,
 }
 
 /// All mistakes, each a sentence that names the variable. Never holds a secret.
@@ -181,6 +183,11 @@ impl Config {
             log_format: match from.word("LOG_FORMAT") {
                 Some("json") => LogFormat::Json,
                 _ => LogFormat::Text,
+            },
+            trace: match from.word("TRACE") {
+                Some("off") => Tracing::Off,
+                Some("always") => Tracing::Always,
+                _ => Tracing::Watched,
             },
         };
         config.check_together(&mut from);

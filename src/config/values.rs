@@ -199,6 +199,15 @@ pub enum Routing {
     Directory,
 }
 
+/// When a node keeps what becomes of messages, for operators.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tracing {
+    Off,
+    /// While an operator looks.
+    Watched,
+    Always,
+}
+
 /// The type of the durable ingress queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QueueType {

@@ -7,6 +7,7 @@
 //! - [`receipt_sender`]: a target node's receipts, batched per origin.
 //! - [`report`]: what a node tells operators about itself.
 //! - [`seen`]: the ids a node has delivered lately, so that a repeat is not shown twice (pure).
+//! - [`trace`]: what became of the latest messages here, for operators.
 
 pub mod application;
 pub mod envelope;
@@ -15,3 +16,4 @@ pub mod peer_words;
 pub mod receipt_sender;
 pub mod report;
 pub mod seen;
+pub mod trace;

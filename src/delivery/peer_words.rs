@@ -7,7 +7,8 @@ use smallvec::smallvec;
 use crate::bus::{Destination, Lane, Properties, Publish};
 use crate::delivery::envelope::{answered_to, Origin, Tag};
 use crate::delivery::report::Report;
-use crate::ids::{ChannelName, Life, NodeId, SessionId, UserId};
+use crate::delivery::trace::TraceEvent;
+use crate::ids::{ChannelName, Life, MessageId, NodeId, SessionId, UserId};
 
 /// AMQP `type` of what nodes send each other. Anything else on a node queue came from a backend.
 pub mod kind {
@@ -63,6 +64,8 @@ pub enum Ask {
     Report,
     /// Leave the cluster as after SIGTERM.
     Drain,
+    /// What became of a message on the node.
+    Trace(MessageId),
 }
 
 impl Ask {
@@ -73,7 +76,7 @@ impl Ask {
             | Ask::DisconnectUser(user)
             | Ask::Subscribe(user, _)
             | Ask::Unsubscribe(user, _) => Some(user),
-            Ask::DisconnectSession(_) | Ask::UsersIn(_) | Ask::Report | Ask::Drain => None,
+            Ask::DisconnectSession(_) | Ask::UsersIn(_) | Ask::Report | Ask::Drain | Ask::Trace(_) => None,
         }
     }
 }
@@ -109,11 +112,21 @@ pub struct AskReply {
     pub unlisted: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report: Option<Box<Report>>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trace: Vec<TraceEvent>,
 }
 
 impl AskReply {
     pub fn new(from: NodeId) -> Self {
-        Self { from, sessions: Vec::new(), users: Vec::new(), count: 0, unlisted: false, report: None }
+        Self {
+            from,
+            sessions: Vec::new(),
+            users: Vec::new(),
+            count: 0,
+            unlisted: false,
+            report: None,
+            trace: Vec::new(),
+        }
     }
 }
 

@@ -33,7 +33,8 @@ pub(super) fn routes(state: Arc<AppState>) -> impl Filter<Extract = (Response,),
     let whole = v1.clone().and(warp::path!("cluster")).and(read).then(cluster::get);
     let drain =
         v1.clone().and(warp::path!("nodes" / String / "drain")).and(warp::post()).then(cluster::drain);
-    let nodes = nodes.or(whole).unify().or(drain).unify();
+    let trace = v1.clone().and(warp::path!("messages" / String / "trace")).and(read).then(cluster::trace);
+    let nodes = nodes.or(trace).unify().or(whole).unify().or(drain).unify();
     let user = v1.clone().and(warp::path!("users" / String)).and(read).then(get_user);
     let user_sessions =
         v1.clone().and(warp::path!("users" / String / "sessions")).and(warp::delete()).then(delete_user);

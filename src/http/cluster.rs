@@ -1,4 +1,4 @@
-//! The whole cluster over HTTP: what all nodes report, and the order to one of them to leave.
+//! The whole cluster over HTTP: what all nodes report, what became of a message, and the order to a node to leave.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::clock::unix_ms;
 use crate::delivery::report::{MailReport, Report};
 use crate::directory::PeerInfo;
 use crate::error::{Code, Error};
-use crate::ids::{ChannelName, NodeId};
+use crate::ids::{ChannelName, MessageId, NodeId};
 use crate::router::report::Overview;
 
 /// Channels of the whole cluster that an answer names.
@@ -140,4 +140,22 @@ pub(super) async fn drain(asked: Asked, segment: String) -> Response {
         Some(false) => response::error(&Error::new(Code::Unavailable, "the node did not answer")),
         None => response::error(&Error::new(Code::NotFound, "no such node is live")),
     }
+}
+
+fn of_message(asked: Asked, segment: &str) -> Result<(Arc<AppState>, MessageId), Error> {
+    let state = allowed(asked)?;
+    let id = MessageId::new(&percent_decode_str(segment).decode_utf8_lossy());
+    Ok((state, id.map_err(|error| Error::bad_request(error.to_string()))?))
+}
+
+/// `GET /v1/messages/{id}/trace`
+pub(super) async fn trace(asked: Asked, segment: String) -> Response {
+    let (state, id) = match of_message(asked, &segment) {
+        Ok(asked) => asked,
+        Err(error) => return response::error(&error),
+    };
+    let was_on = state.router.trace().is_on();
+    let (events, partial) = state.router.trace_of(&id).await;
+    let body = json!({ "id": id, "tracing": was_on, "partial": partial, "events": events });
+    response::json(StatusCode::OK, &body)
 }

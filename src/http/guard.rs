@@ -110,6 +110,7 @@ fn methods(path: &str, console: bool) -> Option<&'static str> {
         ["ws" | "livez" | "readyz" | "metrics" | "warren-client.js"] => Some(READ),
         ["v1", "nodes" | "cluster"] | ["v1", "users" | "channels", _] => Some(READ),
         [""] | ["console", _] if console => Some(READ),
+        ["v1", "messages", _, "trace"] => Some(READ),
         ["v1", "nodes", _, "drain"] => Some("POST"),
         ["v1", "users", _, "channels", _] => Some("PUT, DELETE"),
         ["v1", "messages"] => Some("POST"),

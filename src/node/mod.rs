@@ -29,6 +29,7 @@ use crate::bus::rabbit::{RabbitBus, RabbitSettings};
 use crate::bus::{BoxSettings, Bus, Inboxes};
 use crate::config::{Config, QueueType};
 use crate::delivery::receipt_sender::ReceiptSender;
+use crate::delivery::trace::Trace;
 use crate::directory::{Directory, Membership};
 use crate::http::{self, listener, serve, AppState};
 use crate::hub::{Command, Commands, Hub};
@@ -141,7 +142,9 @@ impl Node {
             MailIndex::new(config.node_id.clone(), bus.clone(), mail_limits(&config), peers);
         let readings = Readings::new(bus.boxes().boxes);
         let metrics = Arc::new(Metrics::new());
-        let operators = Operators::new(metrics.clone(), config.public_url.clone(), config.standalone());
+        let trace = Arc::new(Trace::new(config.node_id.clone(), config.trace));
+        let operators =
+            Operators::new(metrics.clone(), trace, config.public_url.clone(), config.standalone());
         let places = Places {
             hub: hub.clone(),
             directory,

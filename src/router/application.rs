@@ -14,6 +14,7 @@ use super::{failed, order_key, overloaded, settled, unavailable, Router, Settle}
 use crate::bus::Outcome;
 use crate::delivery::application::{self, ReplyTo};
 use crate::delivery::envelope::Scope;
+use crate::delivery::trace::Step;
 use crate::error::Code;
 use crate::ids::AppKey;
 use crate::protocol::message::{Message, Settlement};
@@ -41,6 +42,7 @@ fn refusal(outcome: Outcome) -> Option<Settlement> {
 impl Router {
     pub(super) fn publish_to_application(&self, key: AppKey, message: &Message, settle: Settle) {
         let order = order_key(&message.target);
+        self.trace().note(&message.id, || Step::SentToBackends);
         let publish = application::publish(key, message, self.node(), None, order, Instant::now());
         let done = |outcome| settle(refusal(outcome).unwrap_or(Settlement::Published));
         self.bus.publish(publish, Box::new(done));
@@ -51,6 +53,7 @@ impl Router {
     pub fn request(&self, message: Message, session: Option<u64>, settle: Settle) {
         let now = Instant::now();
         let Target::App(key) = message.target.clone() else { return self.accept(message, settle) };
+        let settle = self.traced(&message, settle);
         let queue = self.is_linked().then(|| self.bus.reply_queue()).flatten();
         let Some(queue) = queue else { return settle(unavailable()) };
         if message.is_expired(now) {
@@ -70,6 +73,7 @@ impl Router {
         }
         let to = ReplyTo { queue, correlation_id: id.to_string() };
         let order = order_key(&message.target);
+        self.trace().note(&message.id, || Step::SentToBackends);
         let publish = application::publish(key, &message, self.node(), Some(to), order, now);
         let requests = self.requests.clone();
         let done = move |outcome| {

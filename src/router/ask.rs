@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::delivery::envelope::{Origin, Tag};
 use crate::delivery::peer_words::{answer_publish, ask_publish, Ask, AskReply, SessionInfo};
 use crate::delivery::report::Report;
+use crate::delivery::trace::TraceEvent;
 use crate::directory::Key;
 use crate::hub::{Command, Counters, Local, Tally};
 use crate::ids::{NodeId, SessionId, UserId};
@@ -71,6 +72,7 @@ pub struct Found {
     /// Some node has more users than a list may have.
     pub unlisted: bool,
     pub reports: Vec<Report>,
+    pub trace: Vec<TraceEvent>,
     /// Some node that was asked did not answer in time.
     pub partial: bool,
 }
@@ -84,6 +86,7 @@ impl Found {
         self.users.extend(answer.users);
         self.count += answer.count;
         self.unlisted |= answer.unlisted;
+        self.trace.extend(answer.trace);
         self.reports.extend(answer.report.map(|report| *report));
     }
 }
@@ -208,7 +211,7 @@ impl Router {
                 (answer.users, answer.count) = (users, count as u64);
                 answer.unlisted = count > USERS_LISTED_MAX;
             }
-            Ask::Report | Ask::Drain => self.answer_operators(ask, &mut answer),
+            Ask::Report | Ask::Drain | Ask::Trace(_) => self.answer_operators(ask, &mut answer),
             _ => {}
         }
         answer
@@ -226,7 +229,7 @@ impl Router {
             Ask::Unsubscribe(_, channel) => {
                 Some(Command::Unsubscribe { counters, channel: channel.clone(), tally })
             }
-            Ask::SessionsOf(_) | Ask::UsersIn(_) | Ask::Report | Ask::Drain => None,
+            Ask::SessionsOf(_) | Ask::UsersIn(_) | Ask::Report | Ask::Drain | Ask::Trace(_) => None,
         };
         let (tell, told) = oneshot::channel();
         // A caller that has gone away needs no answer.

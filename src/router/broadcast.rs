@@ -7,6 +7,7 @@ use super::{overloaded, unavailable, Router, Settle};
 use crate::bus::{Destination, Outcome};
 use crate::delivery::envelope::{Envelope, Scope};
 use crate::delivery::seen::SeenKey;
+use crate::delivery::trace::Step;
 use crate::hub::Full;
 use crate::protocol::message::{Message, Rendered, Settlement};
 use crate::protocol::target::Target;
@@ -20,6 +21,7 @@ impl Router {
                 Outcome::Unroutable | Outcome::Refused | Outcome::Unavailable => unavailable(),
             })
         };
+        self.trace_publish(&message, &Destination::Broadcast);
         let envelope = Envelope { message, origin: None, answer_by: None };
         self.bus.publish(envelope.to_publish(Destination::Broadcast, Instant::now(), 0), Box::new(done));
     }
@@ -35,6 +37,7 @@ impl Router {
         let key = SeenKey::new(Scope::of(&broadcast.sender), &broadcast.id, &broadcast.target);
         let mut seen = self.seen_broadcasts.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.get(key).is_none() {
+            self.trace().note(&broadcast.id, || Step::Arrived { from: None });
             match &broadcast.target {
                 Target::Channel(channel) => self.hub.deliver_channel(channel, message, None)?,
                 _ => self.hub.deliver_all(message)?,

@@ -62,6 +62,7 @@ impl Router {
         if !matches!(message.target, Target::Channel(_)) {
             return self.accept(message, settle);
         }
+        let settle = self.traced(&message, settle);
         if !self.is_linked() {
             return settle(unavailable());
         }
@@ -84,6 +85,9 @@ impl Router {
             Spread::Nodes(nodes) => Some(Destination::Nodes(nodes)),
             Spread::Everyone => Some(Destination::Broadcast),
         };
+        if let Some(to) = &to {
+            self.trace_publish(&envelope.message, to);
+        }
         let publish = to.map(|to| envelope.to_publish(to, now, key));
         let message = Rendered::new(Arc::new(envelope.message));
         if self.hand_to_subscribers(channel, message, except, now).is_err() {

@@ -12,6 +12,7 @@ use crate::bus::{BoxNumber, Destination, Outcome};
 use crate::delivery::envelope::{properties, Envelope, Origin, Tag};
 use crate::delivery::peer_words::{mail_publish, MailNotice, Receipt};
 use crate::delivery::seen::SeenKey;
+use crate::delivery::trace::Step;
 use crate::error::Code;
 use crate::hub::{Counters, Tally};
 use crate::ids::UserKey;
@@ -69,6 +70,7 @@ impl Router {
         let envelope =
             Envelope { message: (**message).clone(), origin: Some(origin), answer_by: Some(answer_by) };
         let (here, others): (Nodes, Nodes) = nodes.into_iter().partition(|node| node == self.node());
+        self.trace_sent(message, &others);
         if !others.is_empty() {
             let key = order_key(&message.target);
             let publish = envelope.to_publish(Destination::Nodes(others.clone()), Instant::now(), key);
@@ -106,6 +108,7 @@ impl Router {
         if others.is_empty() {
             return settle(Settlement::Published);
         }
+        self.trace_sent(message, &others);
         let done = move |outcome| {
             settle(match outcome {
                 _ if is_here => Settlement::Published,
@@ -122,6 +125,7 @@ impl Router {
 
     fn deposit(&self, cell: &Arc<Cell>, tag: Tag, message: &Arc<Message>) {
         let Target::User(user) = &message.target else { return };
+        self.trace().note(&message.id, || Step::ToMail);
         let step = self.stepper(cell);
         let now = Instant::now();
         let reservation = match self.mail.admit(user, message.sender.user(), message.bytes(), now) {
@@ -205,7 +209,13 @@ impl Router {
         let reservation = reserved.map_err(|_| key)?;
         let (first, all) = (self.stepper(cell), self.stepper(cell));
         let on_first = Box::new(move || first(Event::FirstTaken(key)));
-        let (tally, _) = Tally::new(Some(on_first), move |sessions| all(Event::Resolved { key, sessions }));
+        let traced = self.trace().is_on().then(|| (self.trace().clone(), message.id.clone()));
+        let (tally, _) = Tally::new(Some(on_first), move |sessions| {
+            if let Some((trace, id)) = &traced {
+                trace.note(id, || Step::Taken { sessions });
+            }
+            all(Event::Resolved { key, sessions });
+        });
         #[cfg(feature = "sabotage")]
         if crate::sabotage::is("shuffle") && crate::sabotage::every(8) {
             self.hand_out_late(std::time::Duration::from_millis(50), message, Some(tally));

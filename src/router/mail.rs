@@ -10,6 +10,7 @@ use crate::bus::{BoxMail, Destination, Lane, Outcome, Properties, Publish};
 use crate::delivery::envelope::Scope;
 use crate::delivery::peer_words::MailNotice;
 use crate::delivery::seen::SeenKey;
+use crate::delivery::trace::Step;
 use crate::ids::{UserId, UserKey};
 use crate::protocol::target::Target;
 
@@ -71,6 +72,9 @@ impl Router {
 
     /// A round has brought the mail of a user, perhaps one who is gone by now: then what they took is acknowledged.
     pub(super) fn mail_read(&self, user: &UserId, mail: Vec<Mail>, covers: u32) {
+        for mail in &mail {
+            self.trace().note(&mail.message.id, || Step::ReadFromMail);
+        }
         let target = Target::User(user.clone());
         if self.paths.find(&target).is_some() {
             let event = Event::MailRead { mail, covers };

@@ -10,7 +10,7 @@
 //!   subscriptions begin and end, and the lock that keeps hub and directory in step.
 //! - `application.rs`: messages for backends; `requests.rs`: those that await an answer (pure).
 //! - [`ask`]: questions to all nodes about their sessions; `counts.rs`: how many users a channel has;
-//!   [`report`]: what operators see and order.
+//!   [`report`]: what operators see and order; `trace.rs`: what becomes of messages, for them.
 //! - [`events`]: what backends are told of sessions, users and channels.
 //! - [`roster`]: who is in the channels that somebody listens to, on all nodes.
 //!
@@ -32,6 +32,7 @@ mod requests;
 pub mod roster;
 pub mod strategy;
 mod table;
+mod trace;
 mod world;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -47,6 +48,7 @@ use crate::delivery::envelope::Envelope;
 use crate::delivery::peer_words::Receipts;
 use crate::delivery::receipt_sender::ReceiptSender;
 use crate::delivery::seen::Seen;
+use crate::delivery::trace::Step;
 use crate::directory::Directory;
 use crate::error::{Code, Error};
 use crate::hub::Hub;
@@ -227,6 +229,7 @@ impl Router {
         #[cfg(feature = "sabotage")]
         let message =
             Message { redelivered: message.redelivered || crate::sabotage::is("mark-all"), ..message };
+        let settle = self.traced(&message, settle);
         let now = Instant::now();
         if !self.is_linked() {
             return settle(unavailable());
@@ -310,6 +313,8 @@ impl Router {
 
     /// Takes in a message that is for sessions here; its origin is answered when they have taken it.
     pub fn arrive(&self, envelope: Envelope) {
+        let from = envelope.origin.as_ref().map(|origin| &origin.node);
+        self.trace().note(&envelope.message.id, || Step::Arrived { from: from.cloned() });
         let target = envelope.message.target.clone();
         self.paths.step(&target, Event::Arrived(envelope), Instant::now(), self);
     }
@@ -327,6 +332,7 @@ impl Router {
         }
         self.asks.expire(now);
         self.expire_requests(now);
+        self.trace().expire(now);
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).rotate(now);
         self.seen_broadcasts.lock().unwrap_or_else(PoisonError::into_inner).rotate(now);
     }

@@ -9,8 +9,9 @@ use super::Router;
 use crate::bus::{Publishing, TopologyState};
 use crate::delivery::peer_words::{Ask, AskReply};
 use crate::delivery::report::{ChannelReport, LinkReport, MailReport, Report, CHANNELS_NAMED_MAX};
+use crate::delivery::trace::{Trace, TraceEvent};
 use crate::directory::PeerInfo;
-use crate::ids::NodeId;
+use crate::ids::{MessageId, NodeId};
 use crate::metrics::Metrics;
 
 /// A report is made at most once in so long, however many operators look: it walks over all channels.
@@ -24,11 +25,17 @@ pub struct Operators {
     /// Its lock is taken for a look or a replacement, with no other lock.
     last: Mutex<Option<(Instant, Report)>>,
     drain: Notify,
+    trace: Arc<Trace>,
 }
 
 impl Operators {
-    pub fn new(metrics: Arc<Metrics>, public_url: Option<String>, standalone: bool) -> Self {
-        Self { metrics, public_url, standalone, last: Mutex::default(), drain: Notify::new() }
+    pub fn new(
+        metrics: Arc<Metrics>,
+        trace: Arc<Trace>,
+        public_url: Option<String>,
+        standalone: bool,
+    ) -> Self {
+        Self { metrics, public_url, standalone, last: Mutex::default(), drain: Notify::new(), trace }
     }
 
     fn last(&self, now: Instant) -> Option<Report> {
@@ -66,6 +73,18 @@ impl Router {
         }
     }
 
+    pub fn trace(&self) -> &Arc<Trace> {
+        &self.operators.trace
+    }
+
+    /// What became of a message on all nodes, by their clocks; and whether some node did not answer.
+    pub async fn trace_of(self: &Arc<Self>, id: &MessageId) -> (Vec<TraceEvent>, bool) {
+        let others = self.reachable_nodes();
+        let mut found = self.ask(&others, Ask::Trace(id.clone())).await;
+        found.trace.sort_by_key(|event| event.at_us);
+        (found.trace, found.partial || !self.is_linked())
+    }
+
     /// Has a node leave as after SIGTERM. `None`: it is not live; `Some(false)`: it did not answer.
     pub async fn drain_node(self: &Arc<Self>, node: &NodeId) -> Option<bool> {
         if node == self.node() {
@@ -86,7 +105,14 @@ impl Router {
     /// This node's answer to the questions of operators.
     pub(super) fn answer_operators(&self, ask: &Ask, answer: &mut AskReply) {
         match ask {
-            Ask::Report => answer.report = Some(Box::new(self.report())),
+            Ask::Report => {
+                self.trace().look(Instant::now());
+                answer.report = Some(Box::new(self.report()));
+            }
+            Ask::Trace(id) => {
+                self.trace().look(Instant::now());
+                answer.trace = self.trace().of(id);
+            }
             Ask::Drain => {
                 self.operators.drain.notify_one();
                 answer.count = 1;

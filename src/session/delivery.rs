@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::delivery::trace::{unix_us, Step};
 use crate::hub::{Command, Counters};
 use crate::ids::ChannelName;
-use crate::protocol::message::Rendered;
+use crate::protocol::message::{Message, Rendered};
 use crate::protocol::Codec;
 use crate::session::drain::Drain;
 use crate::session::state::Session;
@@ -90,6 +91,7 @@ impl WorkerState {
                 // The last session gets the tally itself: for a single session there is a single copy.
                 let mut sessions = self.open_sessions(&counters).peekable();
                 let mut handed = 0;
+                let traced_us = self.router.trace().is_on().then(unix_us);
                 while let Some(session) = sessions.next() {
                     handed += 1;
                     if sessions.peek().is_none() {
@@ -101,6 +103,7 @@ impl WorkerState {
                     touched.extend(gather.then_some(session));
                 }
                 self.settings.metrics.handed(handed);
+                self.trace_written(traced_us, message.message(), handed, &counters);
             }
             Command::Broadcast { .. } | Command::Channel { .. } => {}
             Command::Gap { reason } => {
@@ -130,6 +133,19 @@ impl WorkerState {
                 *self.drain.borrow_mut() = Some(Drain::new(counters, spread_ms, now));
             }
         }
+    }
+
+    /// For operators, if one looks. `at_us`: when writing began; `counters`: the sessions, if they are few.
+    fn trace_written(&self, at_us: Option<u64>, message: &Message, sessions: usize, counters: &[u64]) {
+        let Some(at_us) = at_us.filter(|_| sessions > 0) else { return };
+        let written = Step::Written {
+            sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
+            session: match counters {
+                [counter] => Some(self.router.session_id(*counter).to_string()),
+                _ => None,
+            },
+        };
+        self.router.trace().note_at(at_us, &message.id, written);
     }
 
     fn open_sessions<'a>(&'a self, counters: &'a Counters) -> impl Iterator<Item = Rc<Session>> + 'a {
@@ -163,6 +179,7 @@ impl WorkerState {
             return;
         }
         let pieces = Pieces::default();
+        let traced_us = self.router.trace().is_on().then(unix_us);
         let mut handed = 0;
         let send = |session: &Rc<Session>| {
             handed += messages.len();
@@ -185,5 +202,11 @@ impl WorkerState {
             }
         }
         self.settings.metrics.handed(handed);
+        if traced_us.is_some() {
+            let sessions = handed / messages.len();
+            for message in &messages {
+                self.trace_written(traced_us, message.message(), sessions, &[]);
+            }
+        }
     }
 }

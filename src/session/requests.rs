@@ -7,7 +7,9 @@ use std::time::Instant;
 use crate::auth::AuthError;
 use crate::budgets::Share;
 use crate::clock::Now;
+use crate::delivery::trace::{unix_us, Step};
 use crate::error::{Code, Error};
+use crate::ids::MessageId;
 use crate::protocol::close::CloseCode;
 use crate::protocol::message::Sender;
 use crate::protocol::publish::PublishRequest;
@@ -75,6 +77,7 @@ fn handle_closing(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
 
 fn handle_open(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
     let now = worker.now();
+    let traced_us = worker.router.trace().is_on().then(unix_us);
     let decoded = session.codec.decode(text);
     let id = match &decoded {
         Ok(request) => request.id,
@@ -83,6 +86,9 @@ fn handle_open(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
     // An acknowledgement has no reply, since it is one itself. It is free as far as messages were delivered.
     if let Ok(Request { body: RequestBody::Ack(ids), .. }) = &decoded {
         if let Some(unknown) = session.on_acks(ids.iter().map(|id| &**id), now) {
+            if let (0, Some(at_us)) = (unknown, traced_us) {
+                trace_acks(worker, session, at_us, ids.iter().map(|id| &**id));
+            }
             let useless = if ids.is_empty() { 1 } else { unknown };
             let tokens = useless.div_ceil(UNKNOWN_ACKS_PER_TOKEN) as u32;
             if tokens > 0 && !take_tokens(worker, session, tokens) {
@@ -101,6 +107,14 @@ fn handle_open(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
     };
     if let Err(error) = done {
         session.reply(id, &Reply::Error(&error), now);
+    }
+}
+
+/// For operators: the client has acknowledged these at that time.
+fn trace_acks<'a>(worker: &WorkerState, session: &Session, at_us: u64, ids: impl Iterator<Item = &'a str>) {
+    let session = worker.router.session_id(session.counter).to_string();
+    for id in ids.filter_map(|id| MessageId::new(id).ok()) {
+        worker.router.trace().note_at(at_us, &id, Step::Acknowledged { session: session.clone() });
     }
 }
 

@@ -113,7 +113,8 @@ async function talk(page) {
   await send(page, { from, name: "bob", payload: '{"order":4711,"state":"packed"}', count: 6 });
   await eventually(async () => (await page.locator("#log > li[data-outcome=delivered]").count()) >= 6);
   await send(page, { from, name: "bob", payload: '{"order":4711,"state":"shipped"}' });
-  await page.locator("#path li[data-outcome]", { hasText: "1 session" }).waitFor();
+  await page.locator("#path li", { hasText: "acknowledged" }).waitFor();
+  await page.locator("#path li[data-outcome=delivered] b", { hasText: /^delivered$/ }).waitFor();
 }
 
 test("it is looked at when little and much happens", { timeout: 110_000 }, async (t) => {

@@ -175,3 +175,85 @@ async fn an_operator_has_any_node_leave() {
     cluster.broker.freeze(cluster.nodes[2].id(), true);
     assert_eq!(drain("/v1/nodes/n2/drain").await.0, 503);
 }
+
+/// What became of a message, as `node step` in the order of the answer.
+async fn steps(api: &Api, id: &str) -> (Vec<String>, Value) {
+    let (status, body) = api.get(&format!("/v1/messages/{id}/trace")).await;
+    assert_eq!(status, 200, "{body}");
+    let step =
+        |event: &Value| format!("{} {}", event["node"].as_str().unwrap(), event["step"].as_str().unwrap());
+    (body["events"].as_array().unwrap().iter().map(step).collect(), body)
+}
+
+#[tokio::test]
+async fn the_way_of_a_message_is_told_from_its_source_to_its_settlement() {
+    let cluster = Cluster::start(3, &[]).await;
+    let api = cluster.api(2);
+    let mut alice = User::connect(cluster.ws(0), "alice").await;
+    let mut bob = User::open(cluster.ws(1), "/ws?user=bob&ack=client", &[]).await.welcomed().await;
+    cluster.knows("bob", &[1]).await;
+    let publish =
+        |to: &str, id: &str| json!({"type": "publish", "to": to, "message_id": id, "payload": "a secret"});
+    // Nobody looks: nothing is kept.
+    let unseen = alice.request(publish("user.bob", "unseen")).await;
+    assert_eq!(bob.message().await["id"], "unseen");
+    bob.say_text(r#"{"type":"ack","ids":["unseen"]}"#).await;
+    alice.reply_to(unseen).await;
+    assert_eq!(steps(&api, "unseen").await.0, [""; 0]);
+    // The question itself was a look.
+    let seen = alice.request(publish("user.bob", "seen")).await;
+    assert_eq!(bob.message().await["id"], "seen");
+    bob.say_text(r#"{"type":"ack","ids":["seen"]}"#).await;
+    alice.reply_to(seen).await;
+    let (told, body) = steps(&api, "seen").await;
+    assert_eq!(
+        told,
+        ["n0 accepted", "n0 sent", "n1 arrived", "n1 written", "n1 acknowledged", "n1 taken", "n0 settled"],
+        "{body}"
+    );
+    assert_eq!((&body["partial"], &body["tracing"]), (&json!(false), &json!(true)));
+    let events = body["events"].as_array().unwrap();
+    assert_eq!((&events[0]["to"], &events[1]["nodes"]), (&json!("user.bob"), &json!(["n1"])), "{body}");
+    assert_eq!((&events[3]["session"], &events[6]["outcome"]), (&json!(bob.session()), &json!("delivered")));
+    assert!(!body.to_string().contains("a secret"), "no payload is told: {body}");
+    // Somebody who is away, and what cannot be delivered.
+    assert_eq!(alice.ask(publish("user.carol", "mail")).await["outcome"], "stored");
+    assert_eq!(steps(&api, "mail").await.0, ["n0 accepted", "n0 to_mail", "n0 settled"]);
+    let _carol = User::connect(cluster.ws(1), "carol").await;
+    eventually("the mail is read and taken", PATIENCE, || async {
+        steps(&api, "mail").await.0[3..] == ["n1 read_from_mail", "n1 written", "n1 taken"]
+    })
+    .await;
+    alice.ask(publish("session.n1~zz", "gone")).await;
+    let (told, body) = steps(&api, "gone").await;
+    assert_eq!(told.last().unwrap(), "n0 settled");
+    assert!(body["events"].as_array().unwrap().last().unwrap()["error"].is_string(), "{body}");
+    assert_eq!(alice.ask(publish("app.nobody", "to-app")).await["error"]["code"], "no_backend");
+    assert_eq!(steps(&api, "to-app").await.0, ["n0 accepted", "n0 sent_to_backends", "n0 settled"]);
+    // A channel, and everybody.
+    bob.ask(json!({"type": "subscribe", "channel": "room"})).await;
+    alice.ask(publish("channel.room", "to-room")).await;
+    assert_eq!(bob.message().await["id"], "to-room");
+    let (told, body) = steps(&api, "to-room").await;
+    // Sent to `n1`, or to all while a node cannot know of all subscriptions.
+    for step in ["n0 accepted", "n1 arrived", "n1 written", "n0 settled"] {
+        assert!(told.iter().any(|told| told == step), "{step}: {body}");
+    }
+    alice.ask(publish("broadcast", "to-all")).await;
+    assert_eq!(bob.message().await["id"], "to-all");
+    let (told, body) = steps(&api, "to-all").await;
+    assert!(told.contains(&"n0 sent_to_all".to_owned()) && told.contains(&"n1 written".to_owned()), "{body}");
+}
+
+#[tokio::test]
+async fn a_trace_that_misses_a_node_says_so_and_needs_the_whole_api() {
+    let cluster = Cluster::start(2, CHECKED).await;
+    let path = "/v1/messages/m1/trace";
+    assert_eq!(cluster.api(0).status(path).await, 401);
+    assert_eq!(cluster.api(0).with_token(&token("alice", 60, &[])).status(path).await, 403);
+    let api = cluster.api(0).with_token(API_KEY);
+    assert_eq!(api.get("/v1/messages/a%20b/trace").await.0, 400);
+    cluster.broker.freeze(cluster.nodes[1].id(), true);
+    let (status, body) = api.get(path).await;
+    assert_eq!((status, &body["partial"]), (200, &json!(true)), "{body}");
+}

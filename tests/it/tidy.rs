@@ -27,7 +27,7 @@ const LAYERS: &[&[&str]] = &[
     &["hub", "directory", "delivery", "mail"],
     &["router"],
     &["session", "ingress", "http"],
-    &["node", "cli", "migrate"],
+    &["node", "cli", "migrate", "trace"],
     &["main"],
 ];
 /// Words use each other freely, a door may lead to another.
