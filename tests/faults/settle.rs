@@ -143,7 +143,8 @@ impl World {
                 return;
             }
             if Instant::now() > end {
-                let trouble = format!("{count} messages in the dead queue, not {}", self.dead);
+                let reasons = self.stage.dead_reasons(&self.prefix).await;
+                let trouble = format!("{count} messages in the dead queue, not {}: {reasons}", self.dead);
                 return self.troubles.push(trouble);
             }
             sleep(LOOK_EVERY).await;

@@ -1,10 +1,11 @@
 //! The brokers that scenarios play on, and what is asked of them by hand: rabbitmqctl and the management API.
 
+use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{json, Value};
 use tokio::sync::Mutex;
 use tokio::time::sleep;
 
@@ -166,6 +167,23 @@ impl Stage {
     }
 
     /// Asks until the broker knows which node consumes ingress: the statistics lag a second behind.
+    /// Why messages of the dead queue are there, with the number of each: the oldest hundred, which stay in it.
+    pub async fn dead_reasons(&self, prefix: &str) -> String {
+        let ask = json!({"count": 100, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": 100});
+        let dead = self.brokers[0].management.post(&format!("queues/%2f/{prefix}.dead/get"), ask).await;
+        let mut reasons = BTreeMap::<String, usize>::new();
+        for message in dead.as_array().into_iter().flatten() {
+            let properties = &message["properties"];
+            let reason = format!("{} of type {}", properties["headers"]["warren-reason"], properties["type"]);
+            *reasons.entry(reason).or_default() += 1;
+        }
+        reasons
+            .into_iter()
+            .map(|(reason, count)| format!("{count} × {reason}"))
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
+
     pub async fn ingress_holder(&self, prefix: &str) -> Option<String> {
         let management = &self.brokers[0].management;
         for _ in 0..50 {
