@@ -170,7 +170,11 @@ impl Stage {
     /// Why messages of the dead queue are there, with the number of each: the oldest hundred, which stay in it.
     pub async fn dead_reasons(&self, prefix: &str) -> String {
         let ask = json!({"count": 100, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": 100});
-        let dead = self.brokers[0].management.post(&format!("queues/%2f/{prefix}.dead/get"), ask).await;
+        let path = format!("queues/%2f/{prefix}.dead/get");
+        let dead = match self.brokers[0].management.try_post(&path, ask).await {
+            Ok(dead) => dead,
+            Err(status) => return format!("why they are there cannot be asked: {status}"),
+        };
         let mut reasons = BTreeMap::<String, usize>::new();
         for message in dead.as_array().into_iter().flatten() {
             let properties = &message["properties"];

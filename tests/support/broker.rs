@@ -44,10 +44,17 @@ impl Management {
     }
 
     pub async fn post(&self, path: &str, body: Value) -> Value {
+        self.try_post(path, body).await.unwrap_or_else(|status| panic!("POST {path}: {status}"))
+    }
+
+    /// `Err`: the status of a refusal.
+    pub async fn try_post(&self, path: &str, body: Value) -> Result<Value, reqwest::StatusCode> {
         let answer = self.http.post(format!("{}/api/{path}", self.url)).json(&body).send().await;
         let answer = answer.expect(MISSING);
-        assert!(answer.status().is_success(), "POST {path}: {}", answer.status());
-        answer.json().await.unwrap_or(Value::Null)
+        match answer.status().is_success() {
+            true => Ok(answer.json().await.unwrap_or(Value::Null)),
+            false => Err(answer.status()),
+        }
     }
 
     pub async fn delete(&self, path: &str) {
