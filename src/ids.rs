@@ -306,4 +306,37 @@ mod tests {
             prop_assert_eq!(decode(&encoded), Some(text));
         }
     }
+
+    #[test]
+    fn fuzzed() {
+        use crate::protocol::target::Target;
+        let good = ["user.zo\u{eb} ~ x", "session.n-1~3w5e11264sgsf", "channel.a~2Fb", "broadcast", "a~FFb"];
+        let words = ["~", "~0", "%", ".", "\u{0}", "\u{202e}", "user.", "session."];
+        crate::tests::fuzz::fuzz("ids", &good.map(|text| text.as_bytes().to_vec()), &words, |input| {
+            let text = String::from_utf8_lossy(input);
+            assert_eq!(decode(&encode(&text)).as_deref(), Some(&*text));
+            let session = SessionId::parse(&text);
+            if let Ok(id) = &session {
+                assert_eq!(SessionId::parse(&id.to_string()).as_ref(), Ok(id));
+            }
+            let target = Target::parse(&text);
+            if let Ok(target) = &target {
+                let header = target.to_header();
+                assert!(
+                    header.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._~-".contains(&byte)),
+                    "{header}"
+                );
+                assert_eq!(Target::from_header(&header).as_ref(), Ok(target));
+            }
+            let decoded = decode(&text).map(|text| text.len());
+            let target =
+                target.map(|target| std::mem::discriminant(&target)).map_err(|error| error.to_string());
+            (
+                session.map_err(|error| error.to_string()).map(|_| ()),
+                target,
+                decoded.is_some(),
+                Target::from_header(&text).is_ok(),
+            )
+        });
+    }
 }

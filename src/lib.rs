@@ -41,3 +41,6 @@ pub mod cli;
 pub mod migrate;
 pub mod node;
 pub mod trace;
+
+#[cfg(test)]
+mod tests;

@@ -271,4 +271,31 @@ mod tests {
         let error = Envelope::from_delivery(&publish.properties, publish.body, Instant::now()).unwrap_err();
         assert!(error.to_string().contains("target"), "{error}");
     }
+
+    #[test]
+    fn fuzzed() {
+        use crate::tests::fuzz::{delivery, fuzz, input};
+        let publish = envelope().to_publish(Destination::Broadcast, Instant::now(), 0);
+        let good = [input(&publish.properties, &publish.body)];
+        let words = ["broadcast", "user.", "~FF", "session.n~zzzzzzzzzzzzz", "\u{0}", "application/json"];
+        fuzz("envelope", &good, &words, |bytes| {
+            let (now, (properties, body)) = (Instant::now(), delivery(bytes));
+            match Envelope::from_delivery(&properties, body, now) {
+                Ok(read) => {
+                    let again = read.to_publish(Destination::Broadcast, now, 0);
+                    let back = Envelope::from_delivery(&again.properties, again.body, now).unwrap();
+                    let (was, is) = (&read.message, &back.message);
+                    assert_eq!((&was.id, &was.target, &was.sender), (&is.id, &is.target, &is.sender));
+                    assert_eq!((&was.event, &was.payload, was.stamp), (&is.event, &is.payload, is.stamp));
+                    assert_eq!(read.origin, back.origin);
+                    format!(
+                        "{:?} {:?}",
+                        std::mem::discriminant(&was.target),
+                        std::mem::discriminant(&was.sender)
+                    )
+                }
+                Err(error) => error.to_string().split_inclusive(':').take(1).collect(),
+            }
+        });
+    }
 }

@@ -265,4 +265,35 @@ mod tests {
             assert!(matches!(Gossip::decode(bad), Err(GossipError::Json(_))), "{bad:?}");
         }
     }
+
+    #[test]
+    fn fuzzed() {
+        let (node, incarnation) = identity();
+        let keys: Vec<Key> = serde_json::from_str("[18446744073709551615,0]").unwrap();
+        let good = [
+            Gossip::Hello(Identity { node: node.clone(), incarnation }),
+            Gossip::Delta(Delta {
+                node: node.clone(),
+                incarnation,
+                seq: 1,
+                joined: keys.clone(),
+                left: vec![],
+                ask: true,
+            }),
+            Gossip::Merged(Merged { node: node.clone(), incarnation, of: incarnation, seq: 1 }),
+            Gossip::SnapshotRequest(SnapshotRequest { node: node.clone(), incarnation, of: node.clone() }),
+            Gossip::Snapshot(Snapshot { node: node.clone(), incarnation, seq: 1, part: 0, parts: 1, keys }),
+            Gossip::Dead(Dead { node: node.clone(), incarnation, by: node }),
+        ];
+        let good = good.map(|gossip| gossip.encode().unwrap());
+        let words = ["null", "[]", "{}", "heartbeat", "snapshot", "\"v\":2"];
+        crate::tests::fuzz::fuzz("gossip", &good, &words, |input| match Gossip::decode(input) {
+            Ok(Gossip::Unknown) => "unknown".to_owned(),
+            Ok(gossip) => {
+                assert_eq!(Gossip::decode(&gossip.encode().unwrap()).unwrap(), gossip);
+                format!("{:?}", std::mem::discriminant(&gossip))
+            }
+            Err(error) => error.to_string().chars().take(40).collect(),
+        });
+    }
 }

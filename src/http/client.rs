@@ -175,4 +175,49 @@ mod tests {
         assert_eq!(counted("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
         assert_eq!(counted("192.0.2.1"), "192.0.2.1");
     }
+
+    #[test]
+    fn fuzzed() {
+        use crate::http::credentials::bearer;
+        use crate::protocol::wire::handshake;
+        let good = [
+            "10.0.0.1\nforwarded: for=\"[2001:db8::1]:80\";proto=https, for=10.2.2.2\nhost: localhost:80",
+            "10.0.0.1\nx-forwarded-for: 6.6.6.6, 1.2.3.4:99\nx-forwarded-proto: https\nauthorization: Bearer a.b.c",
+            "192.0.2.1\nupgrade: websocket\nconnection: keep-alive, Upgrade\nsec-websocket-version: 13\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\nsec-websocket-protocol: warren.v1, bearer.x",
+        ];
+        let words =
+            [",", ";", "\"", "=", "for=", "[::ffff:10.0.0.1]", "10.9.9.9", "Basic ", "\t", "%74oken=", "&"];
+        let trusted = TrustedProxies::parse("10.0.0.0/8, fd00::/8").unwrap();
+        crate::tests::fuzz::fuzz("heads", &good.map(|text| text.as_bytes().to_vec()), &words, |input| {
+            let text = String::from_utf8_lossy(input);
+            let (peer, rest) = text.split_once('\n').unwrap_or((&text, ""));
+            let mut headers = HeaderMap::new();
+            for (name, value) in rest.lines().filter_map(|line| line.split_once(": ")).take(64) {
+                let name = warp::http::header::HeaderName::from_bytes(name.as_bytes());
+                if let (Ok(name), Ok(value)) = (name, value.parse()) {
+                    headers.append(name, value);
+                }
+            }
+            let peer: IpAddr = peer.parse().unwrap_or(IpAddr::from([192, 0, 2, 1]));
+            let client = Client::of(peer, &headers, &trusted);
+            if !trusted.contains(canonical(peer)) {
+                assert_eq!(
+                    (client.address, client.is_https),
+                    (canonical(peer), false),
+                    "believed a stranger"
+                );
+            }
+            let opened = handshake::check(&warp::http::Method::GET, warp::http::Version::HTTP_11, &headers);
+            let opened = opened.map(|accepted| accepted.bearer.is_some()).map_err(|refused| refused.reason);
+            let token = bearer(&headers).map(|token| token.is_some()).map_err(|error| error.reason());
+            (
+                client.is_proxy,
+                client.is_https,
+                opened,
+                token,
+                query_value(rest, "token").is_some(),
+                is_loopback_host(rest),
+            )
+        });
+    }
 }

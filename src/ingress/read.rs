@@ -221,4 +221,38 @@ mod tests {
         }
         assert!(payload(&Bytes::from("[".repeat(99) + &"]".repeat(99)), None).is_err());
     }
+
+    #[test]
+    fn fuzzed() {
+        use crate::tests::fuzz::{delivery as parts, fuzz, input, payload_of};
+        let text = |text: &str| Some(text.to_owned());
+        let plain = Properties {
+            message_id: text("m-1"),
+            kind: text("notice"),
+            app_id: text("parcels"),
+            expiration: text("900"),
+            content_type: text("text/plain; charset=utf-8"),
+            ..Properties::default()
+        };
+        let amqp10 = Properties { content_type: text("amqp-1.0"), ..Properties::default() };
+        let good = [
+            input(&plain, b"hello"),
+            input(&Properties::default(), b"{\"a\":[1,2]}"),
+            input(&amqp10, b"\0Sw\xa1\x05hello"),
+            input(&amqp10, b"\0Sv\xd0\0\0\0\x08\0\0\0\x02U\x01U\x02"),
+        ];
+        let words = ["amqp-1.0", "application/json", "text/", "type", "-1", "\u{1}", "[[[["];
+        fuzz("AMQP messages", &good, &words, |bytes| {
+            let (properties, body) = parts(bytes);
+            match ingress(&delivery(properties, &body), 500, Now::read()) {
+                Ok(message) => {
+                    assert!(message.payload.bytes.len() <= 500);
+                    let frame = crate::protocol::Codec::WarrenV1.message(&message);
+                    serde_json::from_slice::<&RawValue>(payload_of(&frame)).expect("a frame is JSON");
+                    format!("{:?} {:?} {}", message.payload.form, message.guarantee, message.event.is_some())
+                }
+                Err(error) => error,
+            }
+        });
+    }
 }

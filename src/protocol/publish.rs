@@ -274,4 +274,23 @@ mod tests {
         assert!(check_depth(deep(PAYLOAD_DEPTH_MAX + 1).as_bytes()).is_err());
         assert!(check_depth(format!("\"{}\\\"[\"", "[".repeat(99)).as_bytes()).is_ok());
     }
+
+    #[test]
+    fn fuzzed() {
+        let good = [
+            r#"{"to":"user.42","payload":{"a":[1]},"event":"e","ttl":5,"delivery":"at_least_once","message_id":"m"}"#,
+            r#"{"to":"channel.c","payload":"x","echo":true}"#,
+            r#"{"to":"session.n~1"}"#,
+        ];
+        let words = ["null", "{}", "[", "\"", "\\u0000", "broadcast", "encoding", "base64", "at_most_once"];
+        crate::tests::fuzz::fuzz("publish", &good.map(|text| text.as_bytes().to_vec()), &words, |input| {
+            match parse(&String::from_utf8_lossy(input)) {
+                Ok(message) => {
+                    assert!(check_depth(&message.payload.bytes).is_ok());
+                    format!("{:?} {:?}", std::mem::discriminant(&message.target), message.payload.form)
+                }
+                Err(error) => error.split_inclusive(':').take(1).collect(),
+            }
+        });
+    }
 }

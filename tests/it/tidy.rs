@@ -41,9 +41,9 @@ struct Source {
 }
 
 impl Source {
-    /// `src/bus/memory/mod.rs` belongs to `bus`, `src/node.rs` to `node`.
+    /// `src/bus/memory/mod.rs` belongs to `bus`, `src/node.rs` to `node`; `src/tests/` is what tests share.
     fn module(&self) -> Option<&str> {
-        let inside = self.path.strip_prefix("src/")?;
+        let inside = self.path.strip_prefix("src/").filter(|inside| !inside.starts_with("tests/"))?;
         Some(inside.split('/').next().unwrap().trim_end_matches(".rs"))
     }
 

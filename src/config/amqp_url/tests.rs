@@ -112,3 +112,31 @@ fn urls_of_one_cluster_name_one_user_and_one_vhost() {
     assert!(check(&["amqp://u:p@a", "amqp://v:p@b"]).unwrap_err().contains("user"));
     assert!(check(&["amqp://u:p@a", "amqp://u:p@b/v"]).unwrap_err().contains("vhost"));
 }
+
+#[test]
+fn fuzzed() {
+    let good =
+        ["amqp://user:pAsSwOrD@host:5672/%2f", "amqps://u:pAsSwOrD@[::1]/vhost?heartbeat=5&channel_max=9"];
+    let words =
+        ["%", "%2f", "@", ":", "//", "[", "]", "?", "&", "#", "auth_mechanism=plain", "connection_timeout="];
+    crate::tests::fuzz::fuzz("URLs", &good.map(|text| text.as_bytes().to_vec()), &words, |input| {
+        let text = String::from_utf8_lossy(input);
+        match AmqpUrl::parse(&text) {
+            Ok(url) => {
+                let password = url.expose_password();
+                let shown = format!("{url:?}");
+                let elsewhere =
+                    [url.user(), url.vhost(), url.host()].iter().any(|part| part.contains("pAsSwOrD"));
+                assert!(
+                    !password.contains("pAsSwOrD") || elsewhere || !shown.contains("pAsSwOrD"),
+                    "{shown}"
+                );
+                format!("{} {} {}", url.tls(), url.port() == 5672, url.heartbeat() > 0)
+            }
+            Err(why) => {
+                assert!(!why.contains("pAsSwOrD"), "{why}");
+                why
+            }
+        }
+    });
+}

@@ -190,3 +190,30 @@ proptest! {
         let _ = read(&bytes, MAX);
     }
 }
+
+#[test]
+fn fuzzed() {
+    let good = [
+        &b"\0Sw\xa1\x05hello"[..],
+        b"\0Sv\xd0\0\0\0\x08\0\0\0\x02U\x01U\x02",
+        b"\0Su\xa0\x02{}",
+        b"\0Swr\x7f\x80\0\0",
+    ];
+    crate::tests::fuzz::fuzz(
+        "AMQP 1.0 bodies",
+        &good.map(<[u8]>::to_vec),
+        &["\0Sw", "\0Sv", "\0Su"],
+        |input| match read(input, 500) {
+            Ok(Body::Json(json)) => {
+                assert!(json.len() <= 500);
+                let text = std::str::from_utf8(&json).expect("JSON is text");
+                assert!(crate::protocol::publish::check_depth(text.as_bytes()).is_ok());
+                serde_json::from_str::<&serde_json::value::RawValue>(text).expect("JSON");
+                format!("json {:?}", text.chars().next())
+            }
+            Ok(Body::Text(text)) => format!("text {}", text.is_empty()),
+            Ok(Body::Bytes(bytes)) => format!("bytes {}", bytes.is_empty()),
+            Err(error) => error.to_string(),
+        },
+    );
+}

@@ -150,3 +150,27 @@ impl Gossip {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fuzzed() {
+        let from = NodeId::new("n-1").unwrap();
+        let good = [
+            Gossip::Ask { from: from.clone(), request: 7 }.encode().unwrap(),
+            br#"{"v":1,"type":"batch","from":"n-1","life":3,"seq":1,"deposits":[],"taken":[],"exact":[]}"#.to_vec(),
+            br#"{"v":1,"type":"part","from":"n-1","to":"n-2","request":7,"part":0,"parts":1,"users":[],"senders":[],"readings":[]}"#.to_vec(),
+        ];
+        let words = ["null", "[]", "{}", "[1,2,3]", "deposits", "senders", "\"v\":2"];
+        crate::tests::fuzz::fuzz("mail gossip", &good, &words, |input| match Gossip::decode(input) {
+            Ok(Gossip::Unknown) => "unknown".to_owned(),
+            Ok(gossip) => {
+                assert_eq!(Gossip::decode(&gossip.encode().unwrap()).unwrap(), gossip);
+                format!("{:?}", std::mem::discriminant(&gossip))
+            }
+            Err(error) => error.chars().take(60).collect(),
+        });
+    }
+}

@@ -166,6 +166,7 @@ struct Id<'a>(#[serde(borrow)] Cow<'a, str>);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tests::fuzz::{fuzz, payload_of};
 
     #[test]
     fn requests_are_read() {
@@ -215,5 +216,60 @@ mod tests {
         assert!(parse(&ack(ACK_IDS_MAX)).is_ok());
         let text = ack(ACK_IDS_MAX + 1);
         assert!(parse(&text).unwrap_err().error.message.contains("at most 1024 ids"));
+    }
+
+    #[test]
+    fn fuzzed() {
+        let good = [
+            r#"{"type":"publish","id":1,"to":"user.42","payload":{"a":[1,"\u00e9"]},"event":"e","ttl":5,"delivery":"at_most_once","message_id":"m","echo":false}"#,
+            r#"{"type":"ack","ids":["a","b"]}"#,
+            r#"{"type":"auth","token":"a.b.c"}"#,
+            r#"{"type":"subscribe","id":"x","channel":"c"}"#,
+            r#"{"type":"presence","id":1.5,"user":"a"}"#,
+            r#"{"type":"refresh","id":null,"token":"t"}"#,
+        ];
+        let words = [
+            "null",
+            "{}",
+            "[]",
+            "\"\"",
+            "\\u0000",
+            "\\ud800",
+            "channel.",
+            "session.n~1",
+            "broadcast",
+            "true",
+        ];
+        fuzz("warren.v1", &good.map(|text| text.as_bytes().to_vec()), &words, |input| {
+            let text = String::from_utf8_lossy(input);
+            match parse(&text) {
+                Ok(request) => {
+                    let kind = match &request.body {
+                        RequestBody::Publish(_) => 0,
+                        RequestBody::Ack(_) => 1,
+                        RequestBody::Subscribe(_) | RequestBody::Unsubscribe(_) => 2,
+                        _ => 3,
+                    };
+                    let RequestBody::Publish(publish) = request.body else {
+                        return (Some(kind), String::new());
+                    };
+                    let sender = crate::protocol::message::Sender::Service { service: "s".into() };
+                    let told = match publish.into_message(sender, crate::clock::Now::read()) {
+                        Ok(message) => {
+                            let frame = crate::protocol::Codec::WarrenV1.message(&message);
+                            serde_json::from_slice::<&RawValue>(payload_of(&frame)).expect("a frame is JSON");
+                            format!("{:?} {:?}", std::mem::discriminant(&message.target), message.guarantee)
+                        }
+                        Err(error) => error.message,
+                    };
+                    (Some(kind), told)
+                }
+                Err(refusal) => {
+                    assert!(refusal.error.message.len() < 1_000, "{}", refusal.error);
+                    let message = refusal.error.message;
+                    (None, message.split_inclusive(':').take(2).collect())
+                }
+            }
+        });
     }
 }

@@ -310,3 +310,39 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn fuzzed() {
+    let mut table = FieldTable::default();
+    table.insert("x-warren-event".into(), AMQPValue::LongString("e".into()));
+    table.insert("message-id".into(), AMQPValue::ByteArray(vec![0xff, 1].into()));
+    let sound = BasicProperties::default()
+        .with_headers(table)
+        .with_message_id("m-1".into())
+        .with_expiration("900".into())
+        .with_delivery_mode(2)
+        .with_user_id("warren".into());
+    let header_of = |properties: BasicProperties| {
+        let header = AMQPContentHeader { class_id: 60, body_size: 5, properties };
+        let frame = AMQPFrame::Header(1, header);
+        let written = gen_frame(&frame)(WriteContext::from(Vec::new())).unwrap();
+        written.into_inner().0
+    };
+    // Flags and values of a header, behind a byte that says how it is cut.
+    let good = [sound, BasicProperties::default()]
+        .map(|properties| [&[9][..], &header_of(properties)[19..]].concat());
+    crate::tests::fuzz::fuzz("AMQP headers", &good, &["x-", "F", "S", "A"], |input| {
+        let (size, rest) = input.split_first().unwrap_or((&1, &[]));
+        let (flags, values) = rest.split_at(rest.len().min(2));
+        let flags = flags.iter().fold(0, |flags, byte| flags << 8 | u16::from(*byte));
+        let bytes = header(flags, values.strip_suffix(&[FRAME_END]).unwrap_or(values));
+        let whole = filtered(&bytes);
+        let (mut cut, mut out) = (Filter::new(131_072), Vec::new());
+        bytes.chunks(usize::from(*size) % 50 + 1).for_each(|piece| cut.push(piece, &mut out));
+        assert_eq!(out, whole);
+        let frames = decoded(&whole);
+        let read = crate::bus::rabbit::convert::incoming(properties(&frames[0]));
+        assert!(read.headers.iter().all(|(name, _)| name != "CC" && name != "BCC"));
+        (read.unreadable, read.headers.len(), read.expiration.is_some(), read.persistent)
+    });
+}

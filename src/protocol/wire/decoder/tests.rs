@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::tests::fuzz::fuzz;
 
 /// An event with its own payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -297,4 +298,23 @@ proptest! {
         prop_assert_eq!(&feed_cut(&bytes, &[1], 1_000), &whole);
         prop_assert_eq!(&feed_cut(&bytes, &sizes, 1_000), &whole);
     }
+}
+
+#[test]
+fn fuzzed() {
+    let frames = [
+        client_frame(FIN | 1, b"{\"type\":\"ping\"}"),
+        [client_frame(1, "zo\u{eb}".as_bytes()), client_frame(FIN | 9, b"?"), client_frame(FIN, b"!")]
+            .concat(),
+        client_frame(FIN | 2, &[0xff; 300]),
+        [client_frame(FIN | 10, b""), client_frame(FIN | 8, b"\x03\xe8bye")].concat(),
+    ];
+    let good: Vec<Vec<u8>> = frames.iter().map(|frame| [&[7][..], frame].concat()).collect();
+    // The first byte says how the rest is cut.
+    fuzz("wire", &good, &[], |input| {
+        let (size, bytes) = input.split_first().unwrap_or((&1, &[]));
+        let whole = feed_cut(bytes, &[usize::MAX >> 1], 1_000);
+        assert_eq!(feed_cut(bytes, &[usize::from(*size) % 60 + 1], 1_000), whole);
+        (format!("{:?}", whole.1), whole.0.len(), whole.0.last().map(std::mem::discriminant))
+    });
 }

@@ -1,0 +1,3 @@
+//! What tests beside the code share.
+
+pub mod fuzz;
