@@ -117,11 +117,18 @@ pub enum Verifier {
 }
 
 pub struct Keys {
-    /// One for each algorithm.
-    keys: Vec<(DecodingKey, Validation)>,
+    keys: Vec<TokenKey>,
     issuer: Option<String>,
     /// The name and the SHA-256 of each API key.
     api_keys: Vec<(Arc<str>, [u8; 32])>,
+}
+
+/// A key, and what is asked of tokens that it has signed.
+struct TokenKey {
+    /// `None`: of tokens that name no key that we know, at most one for each algorithm.
+    kid: Option<String>,
+    key: DecodingKey,
+    rules: Validation,
 }
 
 #[derive(Deserialize)]
@@ -192,12 +199,16 @@ impl Verifier {
 impl Keys {
     fn new(jwt: &Jwt, api_keys: &[ApiKey]) -> Result<Self, SelfTestFailed> {
         let mut keys = Vec::new();
+        let mut add =
+            |kid, key, algorithm| keys.push(TokenKey { kid, key, rules: validation(algorithm, jwt) });
         if let Some(secret) = &jwt.secret {
-            let key = DecodingKey::from_secret(secret.expose().as_bytes());
-            keys.push((key, validation(Algorithm::HS256, jwt)));
+            add(None, DecodingKey::from_secret(secret.expose().as_bytes()), Algorithm::HS256);
         }
         if let Some(public) = &jwt.public_key {
-            keys.push((public.key.clone(), validation(public.algorithm, jwt)));
+            add(None, public.key.clone(), public.algorithm);
+        }
+        for named in &jwt.named_keys {
+            add(Some(named.kid.clone()), named.key.clone(), named.algorithm);
         }
         self_test(&keys)?;
         let digest = |key: &ApiKey| (key.name.as_str().into(), Sha256::digest(key.key.expose()).into());
@@ -211,9 +222,8 @@ impl Keys {
         if header.crit.is_some() {
             return Err(AuthError::Invalid("crit"));
         }
-        let key = self.keys.iter().find(|(_, validation)| validation.algorithms.contains(&header.alg));
-        let (key, validation) = key.ok_or(AuthError::Invalid("algorithm"))?;
-        let claims = decode::<Claims>(token, key, validation).map_err(|error| refusal(&error))?.claims;
+        let TokenKey { key, rules, .. } = self.key_for(&header)?;
+        let claims = decode::<Claims>(token, key, rules).map_err(|error| refusal(&error))?.claims;
         // jsonwebtoken takes a list of issuers that holds ours; RFC 7519 section 4.1.1 knows one issuer.
         if self.issuer.is_some() && claims.iss != self.issuer {
             return Err(AuthError::Invalid("issuer"));
@@ -230,6 +240,21 @@ impl Keys {
             caps: caps.unwrap_or(Caps::Usual),
             channels: claims.channels.unwrap_or_default().into(),
         })
+    }
+
+    /// The key that a token names, or the one without a name for its algorithm. A name only chooses among our keys, and
+    /// an algorithm belongs to its key.
+    fn key_for(&self, header: &Header) -> Result<&TokenKey, AuthError> {
+        let named =
+            header.kid.as_ref().and_then(|kid| self.keys.iter().find(|key| key.kid.as_ref() == Some(kid)));
+        let key = match named {
+            Some(key) => Some(key).filter(|key| key.rules.algorithms.contains(&header.alg)),
+            None => {
+                self.keys.iter().find(|key| key.kid.is_none() && key.rules.algorithms.contains(&header.alg))
+            }
+        };
+        let unknown = self.keys.iter().all(|key| key.kid.is_some());
+        key.ok_or(AuthError::Invalid(if unknown && named.is_none() { "kid" } else { "algorithm" }))
     }
 
     /// The service whose key this is. Looks at every key in full, so that the time taken tells nothing about any
@@ -277,15 +302,15 @@ fn refusal(error: &jsonwebtoken::errors::Error) -> AuthError {
 }
 
 /// Signs and verifies once, and has a bad signature refused by each configured key.
-fn self_test(keys: &[(DecodingKey, Validation)]) -> Result<(), SelfTestFailed> {
+fn self_test(keys: &[TokenKey]) -> Result<(), SelfTestFailed> {
     let secret = b"only for the self-test, and known";
     let claims = serde_json::json!({ "sub": "self-test", "exp": get_current_timestamp() + 60 });
     let token = encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(secret))
         .map_err(|_| SelfTestFailed)?;
     let (own, rules) = (DecodingKey::from_secret(secret), Validation::new(Algorithm::HS256));
     decode::<Claims>(&token, &own, &rules).map_err(|_| SelfTestFailed)?;
-    for (key, validation) in keys {
-        let algorithm = validation.algorithms.first().ok_or(SelfTestFailed)?;
+    for TokenKey { key, rules, .. } in keys {
+        let algorithm = rules.algorithms.first().ok_or(SelfTestFailed)?;
         if jsonwebtoken::crypto::verify("bm8", b"forged", key, *algorithm) != Ok(false) {
             return Err(SelfTestFailed);
         }

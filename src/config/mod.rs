@@ -6,6 +6,7 @@
 mod amqp_url;
 mod api_keys;
 mod console;
+mod jwks;
 mod keys;
 mod networks;
 mod reading;
@@ -23,6 +24,7 @@ use crate::ids::{NodeId, NODE_ID_BYTES_MAX};
 
 pub use amqp_url::{check_together, AmqpUrl, Mechanism};
 pub use api_keys::ApiKey;
+pub use jwks::NamedKey;
 pub use keys::{markdown_table, Allowed, Key, KEYS, PREFIX};
 pub use networks::TrustedProxies;
 use reading::Reading;
@@ -213,7 +215,7 @@ impl Config {
             from.mistake(
                 "LISTEN",
                 Some(&listen),
-                "without WARREN_JWT_SECRET or WARREN_JWT_PUBLIC_KEY only loopback is allowed; \
+                "without WARREN_JWT_SECRET, WARREN_JWT_PUBLIC_KEY or WARREN_JWKS_FILE only loopback is allowed; \
                  WARREN_AUTH=insecure lifts that, and lets everybody in",
             );
         }
@@ -250,12 +252,19 @@ fn auth(from: &mut Reading) -> Auth {
             None
         }
     });
+    let named_keys = from.file("JWKS_FILE").map_or_else(Vec::new, |set| {
+        jwks::parse(&set).unwrap_or_else(|why| {
+            from.mistake("JWKS_FILE", None, why);
+            Vec::new()
+        })
+    });
     // Also a key that turned out to be bad, or a file that could not be read, shows what was meant.
-    let meant = ["JWT_SECRET", "JWT_SECRET_FILE", "JWT_PUBLIC_KEY", "JWT_PUBLIC_KEY_FILE"];
+    let meant = ["JWT_SECRET", "JWT_SECRET_FILE", "JWT_PUBLIC_KEY", "JWT_PUBLIC_KEY_FILE", "JWKS_FILE"];
     let any_key = meant.iter().any(|name| from.has(name));
     let jwt = Jwt {
         secret: secret.map(Secret::new),
         public_key,
+        named_keys,
         issuer: from.text("JWT_ISSUER"),
         audience: from.text("JWT_AUDIENCE"),
     };
@@ -264,7 +273,11 @@ fn auth(from: &mut Reading) -> Auth {
             from.mistake("AUTH", Some("insecure"), "a JWT key is given as well: remove one of the two");
         }
         Some("jwt") if !any_key => {
-            from.mistake("AUTH", Some("jwt"), "needs WARREN_JWT_SECRET or WARREN_JWT_PUBLIC_KEY");
+            from.mistake(
+                "AUTH",
+                Some("jwt"),
+                "needs WARREN_JWT_SECRET, WARREN_JWT_PUBLIC_KEY or WARREN_JWKS_FILE",
+            );
         }
         _ if any_key => {}
         _ => {
@@ -324,7 +337,7 @@ fn api_keys(from: &mut Reading, auth: &Auth) -> Vec<ApiKey> {
 }
 
 fn key_files(from: &mut Reading) -> Vec<PathBuf> {
-    let names = ["JWT_SECRET_FILE", "JWT_PUBLIC_KEY_FILE", "API_KEYS_FILE"];
+    let names = ["JWT_SECRET_FILE", "JWT_PUBLIC_KEY_FILE", "JWKS_FILE", "API_KEYS_FILE"];
     names.iter().filter_map(|name| from.text(name)).map(PathBuf::from).collect()
 }
 

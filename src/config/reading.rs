@@ -105,19 +105,27 @@ impl Reading {
     /// The value of `name`, or the content of the file that `<name>_FILE` names.
     pub(super) fn text_or_file(&mut self, name: &str) -> Option<String> {
         let file_name = format!("{name}_FILE");
-        let Some(path) = self.text(&file_name) else { return self.text(name) };
+        if !self.has(&file_name) {
+            return self.text(name);
+        }
         if self.has(name) {
             self.mistake(&file_name, None, format!("give either this or {PREFIX}{name}"));
         }
+        self.file(&file_name)
+    }
+
+    /// The content of the file that `file_name` names.
+    pub(super) fn file(&mut self, file_name: &str) -> Option<String> {
+        let path = self.text(file_name)?;
         match std::fs::read_to_string(Path::new(&path)) {
             Ok(content) if content.trim().is_empty() => {
-                self.mistake(&file_name, Some(&path), "the file is empty");
+                self.mistake(file_name, Some(&path), "the file is empty");
                 None
             }
             // Editors end a file with a line end, which is no part of a key.
             Ok(content) => Some(content.trim_end_matches(['\r', '\n']).to_string()),
             Err(error) => {
-                self.mistake(&file_name, Some(&path), format!("cannot read the file: {error}"));
+                self.mistake(file_name, Some(&path), format!("cannot read the file: {error}"));
                 None
             }
         }

@@ -158,7 +158,8 @@ fn public_keys_are_recognised() {
     assert_eq!(algorithm("ed25519.public.pem").unwrap(), jsonwebtoken::Algorithm::EdDSA);
     assert!(algorithm("rsa.private.pem").unwrap_err().contains("private key"));
     assert!(algorithm("rsa1024.public.pem").unwrap_err().contains("2048 bits"));
-    assert!(algorithm("ec.public.pem").unwrap_err().contains("neither RSA nor Ed25519"));
+    assert_eq!(algorithm("ec.public.pem").unwrap(), jsonwebtoken::Algorithm::ES256);
+    assert!(algorithm("p384.public.pem").unwrap_err().contains("neither RSA, P-256 nor Ed25519"));
     let one_line = std::fs::read_to_string(path("ed25519.public.pem")).unwrap().replace('\n', "\\n");
     assert!(read(&[("JWT_PUBLIC_KEY", &one_line)]).is_ok());
 }
@@ -203,4 +204,31 @@ fn events_are_a_list() {
     for wrong in ["all", "users,none", "users,", ",", "Users"] {
         assert_eq!(kinds(wrong), None, "{wrong}");
     }
+}
+
+#[test]
+fn fuzzed() {
+    let good = [
+        "LISTEN=127.0.0.1:8080\nWORKERS=2\nPING_INTERVAL_MS=25000\nLOG=info,warren=debug",
+        "JWT_SECRET=0123456789abcdef0123456789abcdef\nAPI_KEYS=a=0123456789abcdef,fedcba9876543210\nJWT_ISSUER=x",
+        "AMQP_URL=amqp://u:p@h:5672/%2f?heartbeat=5,amqps://u:p@[::1]/v\nNODE_ID=n-1\nPREFIX=w",
+        "ALLOWED_ORIGINS=https://a.example, http://localhost:3000\nTRUSTED_PROXIES=10.0.0.0/8,fd00::/8",
+    ];
+    let words =
+        ["://", "[::1]", "/33", "*", "%00", "\\n", "AUTH=insecure", "-----BEGIN PUBLIC KEY-----", "@", "?"];
+    crate::tests::fuzz::fuzz("configuration", &good.map(|text| text.as_bytes().to_vec()), &words, |input| {
+        let text = String::from_utf8_lossy(input);
+        // No files: a name that came about by chance must not be opened.
+        let lines = text
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .filter(|(name, _)| name.len() < 64 && !name.contains("FILE"));
+        let vars: Vec<_> = lines.map(|(name, value)| (format!("WARREN_{name}"), value.to_owned())).collect();
+        match Config::from_vars(vars) {
+            Ok(config) => format!("{} {}", config.insecure(), config.standalone()),
+            Err(ConfigErrors(mistakes)) => {
+                mistakes.iter().map(|one| one.split([':', '=']).next().unwrap_or_default()).collect()
+            }
+        }
+    });
 }

@@ -5,6 +5,8 @@ use std::num::NonZeroU32;
 
 use jsonwebtoken::{Algorithm, DecodingKey};
 
+use super::jwks::NamedKey;
+
 /// A text that no log and no error ever shows.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
@@ -86,9 +88,11 @@ pub enum Auth {
 
 #[derive(Debug, Clone)]
 pub struct Jwt {
-    /// Of HS256 tokens. With no secret there is a public key, and the other way round; both may be there.
+    /// Of HS256 tokens without a known `kid`. At least one of the three is there.
     pub secret: Option<Secret>,
     pub public_key: Option<PublicKey>,
+    /// Of tokens that name one of them.
+    pub named_keys: Vec<NamedKey>,
     pub issuer: Option<String>,
     pub audience: Option<String>,
 }
@@ -101,7 +105,7 @@ pub struct PublicKey {
 }
 
 impl PublicKey {
-    /// Recognises RSA (RS256) and Ed25519 (EdDSA).
+    /// Recognises RSA (RS256), P-256 (ES256) and Ed25519 (EdDSA).
     pub fn parse(pem: &str) -> Result<Self, &'static str> {
         if pem.contains("PRIVATE KEY") {
             return Err("this is a private key; a gateway needs, and should have, only the public one");
@@ -116,13 +120,18 @@ impl PublicKey {
             if key.try_get_as_bytes().is_ok_and(|raw| raw.len() == 32) {
                 return Ok(Self { algorithm: Algorithm::EdDSA, key });
             }
+        } else if let Ok(key) = DecodingKey::from_ec_pem(pem.as_bytes()) {
+            // An uncompressed point: P-384 and P-521 are longer.
+            if key.try_get_as_bytes().is_ok_and(|point| point.len() == 65) {
+                return Ok(Self { algorithm: Algorithm::ES256, key });
+            }
         } else if let Ok(key) = DecodingKey::from_rsa_pem(pem.as_bytes()) {
             if long_enough(&key) {
                 return Ok(Self { algorithm: Algorithm::RS256, key });
             }
             return Err("this RSA key has less than 2048 bits");
         }
-        Err("this key is neither RSA nor Ed25519")
+        Err("this key is neither RSA, P-256 nor Ed25519")
     }
 }
 

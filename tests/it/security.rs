@@ -21,9 +21,11 @@ fn files(name: &str) -> Vec<PathBuf> {
     parts.pop();
     let program = parts.remove(0);
     let below = if program == "lib" { root.join("src") } else { root.join("tests").join(program) };
+    let whole = below.join(parts.join("/")).with_extension("rs");
     parts.retain(|part| *part != "tests");
     let module = below.join(parts.join("/"));
-    let mut files = vec![module.join("mod.rs"), module.join("tests.rs"), module.with_extension("rs")];
+    let beside = ["mod.rs", "tests.rs", "tests/mod.rs"].map(|file| module.join(file));
+    let mut files = [&beside[..], &[module.with_extension("rs"), whole]].concat();
     if parts.is_empty() {
         files = vec![below.join("main.rs")];
     }

@@ -6,6 +6,8 @@ use serde_json::{json, Value};
 
 use super::*;
 
+mod key_set;
+
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 const API_KEY: &str = "an-api-key-of-some-length";
 
@@ -36,6 +38,11 @@ fn kinds() -> Vec<Kind> {
             algorithm: Algorithm::RS256,
             variable: ("JWT_PUBLIC_KEY", fixture("rsa.public.pem")),
             signs: EncodingKey::from_rsa_pem(&pem("rsa")).unwrap(),
+        },
+        Kind {
+            algorithm: Algorithm::ES256,
+            variable: ("JWT_PUBLIC_KEY", fixture("ec.public.pem")),
+            signs: EncodingKey::from_ec_pem(&pem("ec")).unwrap(),
         },
         Kind {
             algorithm: Algorithm::EdDSA,
@@ -281,4 +288,33 @@ fn minted_tokens_are_taken() {
     assert_eq!(mint(&user, ttl, &wrong, &config), Err(MintError::Cap("broadcast".into())));
     let public = Config::from_vars([("WARREN_JWT_PUBLIC_KEY".into(), fixture("rsa.public.pem"))]).unwrap();
     assert_eq!(mint(&user, ttl, &[], &public), Err(MintError::NoSecret));
+}
+
+#[test]
+fn fuzzed() {
+    let all = kinds();
+    for kind in &all {
+        let verifier = kind.verifier(&[("API_KEYS", API_KEY)]);
+        // Those of the other kinds are forged here.
+        let good: Vec<Vec<u8>> = all.iter().map(|kind| kind.sign(&with(json!({}))).into_bytes()).collect();
+        let signed: Vec<&[u8]> =
+            good.iter().map(|token| &token[..token.iter().rposition(|b| *b == b'.').unwrap()]).collect();
+        let words = ["eyJhbGciOiJub25lIn0", ".", "==", "eyJhbGciOiJIUzI1NiJ9", "e30"];
+        crate::tests::fuzz::fuzz(&format!("tokens {:?}", kind.algorithm), &good, &words, |input| {
+            let token = String::from_utf8_lossy(input);
+            let caller = verifier.api(Some(&token));
+            match verifier.verify(&token) {
+                Ok(identity) => {
+                    let end = token.rfind('.').unwrap();
+                    assert!(signed.contains(&&token.as_bytes()[..end]), "taken and never signed: {token}");
+                    assert_eq!(identity.user.as_str(), "42");
+                    "taken"
+                }
+                Err(error) => {
+                    assert!(caller.is_err() || token == API_KEY, "{token}");
+                    error.reason()
+                }
+            }
+        });
+    }
 }
