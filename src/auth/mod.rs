@@ -6,6 +6,7 @@
 //! token has a longest size.
 
 mod caps;
+mod revocations;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,7 @@ use crate::ids::{ChannelName, UserId};
 use crate::protocol::target::Target;
 
 pub use caps::{Cap, Caps};
+pub use revocations::{Full, Revocation, Revocations, Revoked};
 
 /// Longest token or API key, in bytes: the parser never sees more from a stranger.
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
@@ -33,6 +35,8 @@ pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
 const LEEWAY_S: u64 = 10;
 /// The service that callers are in insecure mode.
 const INSECURE_SERVICE: &str = "api";
+/// Longest `jti`, in bytes: revocations name them.
+pub const JTI_BYTES_MAX: usize = 128;
 /// The end of the year 9999. Later expiry times are mistakes, and would overflow sums of times.
 const EXPIRY_UNIX_S_MAX: u64 = 253_402_300_799;
 
@@ -45,6 +49,9 @@ pub enum AuthError {
     /// Told only to whoever has a genuine token.
     #[error("token expired")]
     Expired,
+    /// The same.
+    #[error("token revoked")]
+    Revoked,
     #[error("invalid credentials")]
     Invalid(&'static str),
 }
@@ -55,6 +62,7 @@ impl AuthError {
         match self {
             AuthError::Missing => "missing",
             AuthError::Expired => "expired",
+            AuthError::Revoked => "revoked",
             AuthError::Invalid(reason) => reason,
         }
     }
@@ -66,6 +74,10 @@ pub struct Identity {
     pub user: UserId,
     /// When the session must have a new token; the allowance for clocks that differ is in it. `None` = never.
     pub expires_unix_s: Option<u64>,
+    /// The claim `iat`; 0 = the token does not say.
+    pub issued_unix_s: u64,
+    /// The claim `jti`.
+    pub jti: Option<Arc<str>>,
     pub caps: Caps,
     /// The claim `channels`: the holder's sessions subscribe to them at connect, whatever the capabilities say.
     pub channels: Arc<[ChannelName]>,
@@ -109,11 +121,11 @@ impl Caller {
 pub struct SelfTestFailed;
 
 /// The fields of [`Keys`] are not shown: they are secrets.
-pub enum Verifier {
-    /// Everybody is who they say: the token is the user id.
-    Insecure,
-    /// Locked for as long as it takes to copy or to replace the pointer.
-    Checked(RwLock<Arc<Keys>>),
+pub struct Verifier {
+    /// `None`: everybody is who they say, and the token is the user id. Locked for as long as it takes to copy or to
+    /// replace the pointer.
+    keys: Option<RwLock<Arc<Keys>>>,
+    revocations: Arc<Revocations>,
 }
 
 pub struct Keys {
@@ -137,22 +149,25 @@ struct Claims {
     /// NumericDate of RFC 7519 section 2: it may have a fraction.
     exp: f64,
     iss: Option<String>,
+    iat: Option<f64>,
+    jti: Option<Arc<str>>,
     caps: Option<Vec<String>>,
     channels: Option<Vec<ChannelName>>,
 }
 
 impl Verifier {
     pub fn new(config: &Config) -> Result<Self, SelfTestFailed> {
-        match &config.auth {
-            Auth::Insecure => Ok(Verifier::Insecure),
-            Auth::Jwt(jwt) => Ok(Verifier::Checked(RwLock::new(Arc::new(Keys::new(jwt, &config.api_keys)?)))),
-        }
+        let keys = match &config.auth {
+            Auth::Insecure => None,
+            Auth::Jwt(jwt) => Some(RwLock::new(Arc::new(Keys::new(jwt, &config.api_keys)?))),
+        };
+        Ok(Self { keys, revocations: Arc::default() })
     }
 
     /// Takes the keys of another configuration from now on. Who is connected stays so: a session ends with its token.
     /// Whether tokens are checked at all does not change.
     pub fn replace_keys(&self, config: &Config) -> Result<(), SelfTestFailed> {
-        if let (Verifier::Checked(current), Auth::Jwt(jwt)) = (self, &config.auth) {
+        if let (Some(current), Auth::Jwt(jwt)) = (&self.keys, &config.auth) {
             let keys = Arc::new(Keys::new(jwt, &config.api_keys)?);
             *current.write().unwrap_or_else(PoisonError::into_inner) = keys;
         }
@@ -161,10 +176,16 @@ impl Verifier {
 
     /// `None`: nothing is checked.
     fn keys(&self) -> Option<Arc<Keys>> {
-        match self {
-            Verifier::Insecure => None,
-            Verifier::Checked(keys) => Some(keys.read().unwrap_or_else(PoisonError::into_inner).clone()),
-        }
+        self.keys.as_ref().map(|keys| keys.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// Everybody is who they say.
+    pub fn is_insecure(&self) -> bool {
+        self.keys.is_none()
+    }
+
+    pub fn revocations(&self) -> &Arc<Revocations> {
+        &self.revocations
     }
 
     /// Checks a user's token.
@@ -175,12 +196,20 @@ impl Verifier {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(AuthError::Invalid("too_long"));
         }
-        match self.keys() {
-            None => {
-                let user = UserId::new(token).map_err(|_| AuthError::Invalid("user"))?;
-                Ok(Identity { user, expires_unix_s: None, caps: Caps::All, channels: Arc::default() })
-            }
-            Some(keys) => keys.verify(token),
+        let identity = match self.keys() {
+            None => Identity {
+                user: UserId::new(token).map_err(|_| AuthError::Invalid("user"))?,
+                expires_unix_s: None,
+                issued_unix_s: 0,
+                jti: None,
+                caps: Caps::All,
+                channels: Arc::default(),
+            },
+            Some(keys) => keys.verify(token)?,
+        };
+        match self.revocations.covers(&identity) {
+            true => Err(AuthError::Revoked),
+            false => Ok(identity),
         }
     }
 
@@ -230,13 +259,16 @@ impl Keys {
         }
         // Validated as a number that is not negative.
         let expires = claims.exp as u64;
-        if expires > EXPIRY_UNIX_S_MAX {
+        if expires > EXPIRY_UNIX_S_MAX || claims.jti.as_ref().is_some_and(|jti| jti.len() > JTI_BYTES_MAX) {
             return Err(AuthError::Invalid("claims"));
         }
         let caps = claims.caps.map(|caps| Caps::from_claim(caps.iter().map(String::as_str)));
         Ok(Identity {
             user: claims.sub,
             expires_unix_s: Some(expires + LEEWAY_S),
+            // A time before 1970 is no time that we would wait for.
+            issued_unix_s: claims.iat.unwrap_or_default() as u64,
+            jti: claims.jti,
             caps: caps.unwrap_or(Caps::Usual),
             channels: claims.channels.unwrap_or_default().into(),
         })

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use smallvec::smallvec;
 
+use crate::auth::Revocation;
 use crate::bus::{Destination, Lane, Properties, Publish};
 use crate::delivery::envelope::{answered_to, Origin, Tag};
 use crate::delivery::report::Report;
@@ -66,6 +67,12 @@ pub enum Ask {
     Drain,
     /// What became of a message on the node.
     Trace(MessageId),
+    /// Take these tokens no longer, and close the sessions that they opened.
+    Revoke(Revocation),
+    /// What is revoked, if that is something else than what has this digest.
+    Revocations {
+        digest: u64,
+    },
 }
 
 impl Ask {
@@ -76,7 +83,13 @@ impl Ask {
             | Ask::DisconnectUser(user)
             | Ask::Subscribe(user, _)
             | Ask::Unsubscribe(user, _) => Some(user),
-            Ask::DisconnectSession(_) | Ask::UsersIn(_) | Ask::Report | Ask::Drain | Ask::Trace(_) => None,
+            Ask::DisconnectSession(_)
+            | Ask::UsersIn(_)
+            | Ask::Report
+            | Ask::Drain
+            | Ask::Trace(_)
+            | Ask::Revoke(_)
+            | Ask::Revocations { .. } => None,
         }
     }
 }
@@ -114,6 +127,8 @@ pub struct AskReply {
     pub report: Option<Box<Report>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trace: Vec<TraceEvent>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revocations: Vec<Revocation>,
 }
 
 impl AskReply {
@@ -126,6 +141,7 @@ impl AskReply {
             unlisted: false,
             report: None,
             trace: Vec::new(),
+            revocations: Vec::new(),
         }
     }
 }
@@ -166,4 +182,42 @@ pub fn ask_publish(to: NodeId, ask: &Ask, origin: &Origin) -> Publish {
 
 pub fn answer_publish(to: &Origin, answer: &AskReply) -> Publish {
     json(Destination::Nodes(smallvec![to.node.clone()]), kind::ANSWER, answer, answered_to(to))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::fuzz::fuzz;
+
+    /// What can be read comes back the same.
+    fn reread<T: serde::de::DeserializeOwned + Serialize + PartialEq + std::fmt::Debug>(
+        bytes: &[u8],
+    ) -> bool {
+        let Ok(word) = serde_json::from_slice::<T>(bytes) else { return false };
+        let again = serde_json::to_vec(&word).unwrap();
+        assert_eq!(serde_json::from_slice::<T>(&again).unwrap(), word);
+        true
+    }
+
+    #[test]
+    fn fuzzed() {
+        let node = NodeId::new("n-1").unwrap();
+        let session = SessionId::parse("n-1~abc").unwrap();
+        let mut reply = AskReply::new(node);
+        reply.sessions.push(SessionInfo::new(&session, 7));
+        reply.users.push(UserId::new("zo\u{eb}").unwrap());
+        let channel = ChannelName::new("c").unwrap();
+        let good = [
+            serde_json::to_vec(&reply).unwrap(),
+            serde_json::to_vec(&Ask::DisconnectSession(session.to_string())).unwrap(),
+            serde_json::to_vec(&Ask::UsersIn(channel.clone())).unwrap(),
+            serde_json::to_vec(&Ask::Revocations { digest: u64::MAX }).unwrap(),
+            br#"{"revoke":{"what":{"user":"a"},"issued_before":7,"until":9}}"#.to_vec(),
+            serde_json::to_vec(&Ask::Subscribe(UserId::new("a").unwrap(), channel)).unwrap(),
+        ];
+        fuzz("peer words", &good, &["null", "[]", "{}", "\\u0000"], |input| {
+            let receipts = reread::<Receipts>(input);
+            (receipts, reread::<Ask>(input), reread::<AskReply>(input), reread::<MailNotice>(input))
+        });
+    }
 }

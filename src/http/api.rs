@@ -13,7 +13,7 @@ use warp::{Filter, Rejection};
 use super::client::Client;
 use super::connection::Connection;
 use super::credentials::{bearer, refusal};
-use super::{channels, cluster, publish, response, AppState};
+use super::{channels, cluster, publish, response, revocations, AppState};
 use crate::auth::Caller;
 use crate::error::{Code, Error};
 use crate::ids::{SessionId, UserId};
@@ -28,6 +28,13 @@ pub(super) fn routes(state: Arc<AppState>) -> impl Filter<Extract = (Response,),
         .and(warp::header::headers_cloned())
         .and(warp::body::stream())
         .then(|(state, caller): Asked, headers, body| publish::post(state, caller, headers, body));
+    let revoke = v1
+        .clone()
+        .and(warp::path!("revocations"))
+        .and(warp::post())
+        .and(warp::header::headers_cloned())
+        .and(warp::body::stream())
+        .then(|asked: Asked, headers, body| revocations::post(asked, headers, body));
     let read = warp::get().or(warp::head()).unify();
     let nodes = v1.clone().and(warp::path!("nodes")).and(read).then(get_nodes);
     let whole = v1.clone().and(warp::path!("cluster")).and(read).then(cluster::get);
@@ -45,6 +52,8 @@ pub(super) fn routes(state: Arc<AppState>) -> impl Filter<Extract = (Response,),
     let channels = channel.or(put).unify().or(delete).unify();
     let session = v1.and(warp::path!("sessions" / String)).and(warp::delete()).then(delete_session);
     messages
+        .or(revoke)
+        .unify()
         .or(nodes)
         .unify()
         .or(user)

@@ -42,9 +42,9 @@ pub(super) fn identify(
     query: &str,
 ) -> Result<Option<Identity>, AuthError> {
     let token = bearer(headers)?.or(offered);
-    match (token, verifier, query_value(query, "user")) {
+    match (token, verifier.is_insecure(), query_value(query, "user")) {
         (Some(token), _, _) => verifier.verify(token).map(Some),
-        (None, Verifier::Insecure, Some(user)) => {
+        (None, true, Some(user)) => {
             let user = percent_decode_str(user).decode_utf8().map_err(|_| AuthError::Missing)?;
             verifier.verify(&user).map(Some)
         }
@@ -53,7 +53,7 @@ pub(super) fn identify(
 }
 
 /// What is said to bad credentials. Good ones are taken from every address, since many clients may share one: only what
-/// fails is counted, and not tokens that have expired, which were good and are renewed by whoever hears so.
+/// fails is counted, and not tokens that have expired or were revoked, which were good and are renewed by whoever hears so.
 pub(super) fn refusal(state: &AppState, client: Option<Client>, error: AuthError) -> Error {
     let address = client.filter(|client| !client.is_proxy).map(|client| counted(client.address));
     let is_bad = matches!(error, AuthError::Invalid(_));

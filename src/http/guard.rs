@@ -113,7 +113,7 @@ fn methods(path: &str, console: bool) -> Option<&'static str> {
         ["v1", "messages", _, "trace"] => Some(READ),
         ["v1", "nodes", _, "drain"] => Some("POST"),
         ["v1", "users", _, "channels", _] => Some("PUT, DELETE"),
-        ["v1", "messages"] => Some("POST"),
+        ["v1", "messages" | "revocations"] => Some("POST"),
         ["v1", "users", _, "sessions"] | ["v1", "sessions", _] => Some("DELETE"),
         _ => None,
     }

@@ -6,7 +6,7 @@
 //! - [`guard`]: what every request is checked for; `client.rs`: who is at the other end.
 //! - `upgrade.rs`: from a request to a session; `credentials.rs`: whose token it is.
 //! - `api.rs`: what stands under `/v1`; `cluster.rs`: the parts for operators; `publish.rs`: `POST /v1/messages`;
-//!   [`body`]: its bounds.
+//!   `revocations.rs`: `POST /v1/revocations`; [`body`]: its bounds.
 //! - [`health`]: `/livez`, `/readyz`, `/metrics` (on the admin address; the first two on the public one too).
 //! - `console.rs`: the console at `/` and `/warren-client.js`; `assets.rs`: how browsers get and keep such files.
 //! - `response.rs`: how responses and errors are written.
@@ -25,6 +25,7 @@ pub mod health;
 pub mod listener;
 mod publish;
 mod response;
+mod revocations;
 pub mod serve;
 pub mod slots;
 mod stream;

@@ -66,6 +66,8 @@ pub enum Command {
     Unsubscribe { counters: Counters, channel: ChannelName, tally: Tally },
     /// Who came to and left a channel that sessions of the worker listen to, and for which questions the nodes were asked.
     Roster { channel: ChannelName, update: Arc<RosterUpdate>, answers: Arc<[Answer]> },
+    /// Close the sessions whose token counts no longer; the tally counts them.
+    CloseRevoked { tally: Tally },
     /// The node stops: close every session within so many milliseconds.
     Drain { spread_ms: u32 },
 }

@@ -153,6 +153,7 @@ impl Node {
             mail,
             readings: readings.clone(),
             operators,
+            revocations: verifier.revocations().clone(),
         };
         let router = Router::new(settings, places);
         let tasks = Tasks::new();
@@ -209,6 +210,7 @@ impl Node {
         self.tasks.spawn("members", watch::follow_members(router.clone(), members));
         let link = watch::follow_link(router.clone(), self.lifecycle.clone(), self.bus.link());
         self.tasks.spawn("link", link);
+        self.tasks.spawn_endless("revocations", router.clone().follow_revocations());
         self.tasks.spawn_endless("channels", router.clone().hand_out_held());
         if config.events.are_any() {
             self.tasks.spawn_endless("events", router.clone().keep_events());

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::auth::Revocation;
 use crate::delivery::envelope::{Origin, Tag};
 use crate::delivery::peer_words::{answer_publish, ask_publish, Ask, AskReply, SessionInfo};
 use crate::delivery::report::Report;
@@ -73,6 +74,8 @@ pub struct Found {
     pub unlisted: bool,
     pub reports: Vec<Report>,
     pub trace: Vec<TraceEvent>,
+    /// What nodes know to be revoked, if they were asked for that.
+    pub revocations: Vec<Revocation>,
     /// Some node that was asked did not answer in time.
     pub partial: bool,
 }
@@ -88,6 +91,7 @@ impl Found {
         self.unlisted |= answer.unlisted;
         self.trace.extend(answer.trace);
         self.reports.extend(answer.report.map(|report| *report));
+        self.revocations.extend(answer.revocations);
     }
 }
 
@@ -212,6 +216,10 @@ impl Router {
                 answer.unlisted = count > USERS_LISTED_MAX;
             }
             Ask::Report | Ask::Drain | Ask::Trace(_) => self.answer_operators(ask, &mut answer),
+            Ask::Revoke(revocation) => {
+                answer.count = self.revoke_here(std::slice::from_ref(revocation)).await.into();
+            }
+            Ask::Revocations { digest } => answer.revocations = self.revocations_unlike(*digest),
             _ => {}
         }
         answer
@@ -229,7 +237,13 @@ impl Router {
             Ask::Unsubscribe(_, channel) => {
                 Some(Command::Unsubscribe { counters, channel: channel.clone(), tally })
             }
-            Ask::SessionsOf(_) | Ask::UsersIn(_) | Ask::Report | Ask::Drain | Ask::Trace(_) => None,
+            Ask::SessionsOf(_)
+            | Ask::UsersIn(_)
+            | Ask::Report
+            | Ask::Drain
+            | Ask::Trace(_)
+            | Ask::Revoke(_)
+            | Ask::Revocations { .. } => None,
         };
         let (tell, told) = oneshot::channel();
         // A caller that has gone away needs no answer.

@@ -29,6 +29,7 @@ pub mod presence;
 pub mod readings;
 pub mod report;
 mod requests;
+mod revoke;
 pub mod roster;
 pub mod strategy;
 mod table;
@@ -42,6 +43,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::auth::Revocations;
 use crate::bus::{Bus, Link};
 use crate::config::{EventKinds, Routing};
 use crate::delivery::envelope::Envelope;
@@ -106,6 +108,7 @@ pub struct Router {
     asks: ask::Asks,
     requests: Arc<Mutex<requests::Requests>>,
     operators: report::Operators,
+    revocations: Arc<Revocations>,
     presence: presence::Presence,
     channels: channels::Channels,
     counts: Arc<counts::Counts>,
@@ -124,6 +127,7 @@ pub struct Places {
     pub mail: MailIndex,
     pub readings: Readings,
     pub operators: report::Operators,
+    pub revocations: Arc<Revocations>,
 }
 
 fn failed(code: Code, message: &str) -> Settlement {
@@ -155,7 +159,7 @@ fn order_key(target: &Target) -> u64 {
 
 impl Router {
     pub fn new(settings: RouterSettings, places: Places) -> Arc<Self> {
-        let Places { hub, directory, bus, receipts, mail, readings, operators } = places;
+        let Places { hub, directory, bus, receipts, mail, readings, operators, revocations } = places;
         let now = Instant::now();
         let router = Arc::new(Self {
             link: bus.link(),
@@ -183,6 +187,7 @@ impl Router {
             receipts,
             mail,
             readings,
+            revocations,
         });
         // Set once, here.
         let _ = router.this.set(Arc::downgrade(&router));

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use crate::delivery::trace::{unix_us, Step};
-use crate::hub::{Command, Counters};
+use crate::hub::{Command, Counters, Tally};
 use crate::ids::ChannelName;
+use crate::protocol::close::CloseCode;
 use crate::protocol::message::{Message, Rendered};
 use crate::protocol::Codec;
 use crate::session::drain::Drain;
@@ -117,6 +118,7 @@ impl WorkerState {
                     tally.clone().count();
                 }
             }
+            Command::CloseRevoked { tally } => self.close_revoked(&tally, now),
             Command::Subscribe { counters, channel, tally } => {
                 for session in self.open_sessions(&counters) {
                     self.put_by_server(&session, &channel, tally.clone());
@@ -146,6 +148,17 @@ impl WorkerState {
             },
         };
         self.router.trace().note_at(at_us, &message.id, written);
+    }
+
+    fn close_revoked(&self, tally: &Tally, now: u32) {
+        let revocations = self.settings.verifier.revocations();
+        let sessions: Vec<_> = self.sessions.borrow().iter().map(|(_, session)| session.clone()).collect();
+        for session in sessions.iter().filter(|session| session.is_open()) {
+            if session.identity().is_some_and(|identity| revocations.covers(&identity)) {
+                session.close(CloseCode::Unauthorized, 0, now);
+                tally.clone().count();
+            }
+        }
     }
 
     fn open_sessions<'a>(&'a self, counters: &'a Counters) -> impl Iterator<Item = Rc<Session>> + 'a {

@@ -192,6 +192,10 @@ impl WorkerState {
 
     /// The session has a user from now on.
     pub(super) fn admit(&self, session: &Rc<Session>, identity: Identity) {
+        // Since it was verified, its token may have been revoked; from here on this thread is told.
+        if self.settings.verifier.revocations().covers(&identity) {
+            return session.close(CloseCode::Unauthorized, 0, self.now());
+        }
         let local = Local { counter: session.counter, since_ms: unix_ms() };
         let id = self.router.session_id(session.counter);
         let mut channels = identity.channels.to_vec();

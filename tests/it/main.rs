@@ -40,6 +40,7 @@ mod presence;
 mod presence_events;
 mod process;
 mod readme;
+mod revocations;
 mod rfc6455;
 mod routing;
 mod secrets;
