@@ -108,6 +108,7 @@ pub const KEYS: &[Key] = &[
     text("API_KEYS_FILE", "", "path", "a file with those keys, separated by commas or line ends"),
     text("ALLOWED_ORIGINS", "", "comma-separated scheme://host[:port], or *", "the `Origin` that browsers may come with; empty = it must be the host that the request is for, with the scheme that the client used"),
     text("TRUSTED_PROXIES", "", "comma-separated addresses or networks, e.g. 10.0.0.0/8", "the proxies whose `Forwarded` or `X-Forwarded-For` and `X-Forwarded-Proto` are believed; behind a proxy that ends TLS this or `WARREN_ALLOWED_ORIGINS` must be set"),
+    word("PROXY_PROTOCOL", "off", &["off", "on"], "`on`: public connections of trusted proxies begin with a header of the PROXY protocol, version 1 or 2, and others are cut"),
     // how much
     number("WORKERS", [0, 0, 64], "threads", "threads that serve sockets; 0 = one for each core"),
     number("MAX_SESSIONS", [100_000, 1, 10_000_000], "sessions", "of this node; more are refused with 503"),

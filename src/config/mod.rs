@@ -6,6 +6,7 @@
 mod amqp_url;
 mod api_keys;
 mod console;
+mod credentials;
 mod jwks;
 mod keys;
 mod networks;
@@ -33,8 +34,6 @@ pub use values::{
     Tracing,
 };
 
-/// RFC 7518 section 3.2: a key of HS256 has at least the size of its hash.
-const JWT_SECRET_BYTES_MIN: usize = 32;
 const PUBLIC_PORT: u16 = 8080;
 const ADMIN_PORT: u16 = 9090;
 
@@ -74,6 +73,7 @@ pub struct Config {
     pub handshakes_max: usize,
     pub connections_per_address: usize,
     pub trusted_proxies: TrustedProxies,
+    pub proxy_protocol: bool,
     pub ping_interval: Duration,
     pub pong_timeout: Duration,
     pub auth_timeout: Duration,
@@ -131,7 +131,7 @@ impl Config {
     /// read.
     pub fn from_vars(vars: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigErrors> {
         let mut from = Reading::new(vars);
-        let auth = auth(&mut from);
+        let auth = credentials::auth(&mut from);
         let config = Config {
             listen: listen(&mut from, "LISTEN", &auth, PUBLIC_PORT),
             admin_listen: listen(&mut from, "ADMIN_LISTEN", &auth, ADMIN_PORT),
@@ -151,8 +151,8 @@ impl Config {
                 Some("quorum") => QueueType::Quorum,
                 _ => QueueType::Classic,
             },
-            api_keys: api_keys(&mut from, &auth),
-            key_files: key_files(&mut from),
+            api_keys: credentials::api_keys(&mut from, &auth),
+            key_files: credentials::key_files(&mut from),
             auth,
             origins: origins(&mut from),
             workers: workers(&mut from),
@@ -169,6 +169,7 @@ impl Config {
             handshakes_max: from.count("HANDSHAKES_MAX"),
             connections_per_address: from.count("CONNECTIONS_PER_ADDRESS"),
             trusted_proxies: from.parsed("TRUSTED_PROXIES", TrustedProxies::parse).unwrap_or_default(),
+            proxy_protocol: from.word("PROXY_PROTOCOL") == Some("on"),
             ping_interval: from.millis("PING_INTERVAL_MS"),
             pong_timeout: from.millis("PONG_TIMEOUT_MS"),
             auth_timeout: from.millis("AUTH_TIMEOUT_MS"),
@@ -222,6 +223,13 @@ impl Config {
         if self.listen == self.admin_listen && self.listen.port() != 0 {
             from.mistake("ADMIN_LISTEN", None, "must differ from WARREN_LISTEN");
         }
+        if self.proxy_protocol && !from.has("TRUSTED_PROXIES") {
+            from.mistake(
+                "PROXY_PROTOCOL",
+                Some("on"),
+                "needs WARREN_TRUSTED_PROXIES: nobody else is believed",
+            );
+        }
         if self.outbox_bytes < self.max_message_bytes {
             let why = format!("must hold one message (WARREN_MAX_MESSAGE_BYTES={})", self.max_message_bytes);
             from.mistake("OUTBOX_BYTES", Some(&self.outbox_bytes.to_string()), why);
@@ -236,60 +244,6 @@ impl Config {
 /// For what cannot fail: a default that is not valid.
 fn none() -> ConfigErrors {
     ConfigErrors(vec!["a default is not valid".to_string()])
-}
-
-fn auth(from: &mut Reading) -> Auth {
-    let secret = from.text_or_file("JWT_SECRET");
-    if secret.as_ref().is_some_and(|secret| secret.len() < JWT_SECRET_BYTES_MIN) {
-        from.mistake("JWT_SECRET", None, "must have at least 32 bytes (RFC 7518 section 3.2)");
-    }
-    // A PEM in one line: what some tools make of line ends in a variable.
-    let pem = from.text_or_file("JWT_PUBLIC_KEY").map(|pem| pem.replace("\\n", "\n"));
-    let public_key = pem.as_ref().and_then(|pem| match PublicKey::parse(pem) {
-        Ok(key) => Some(key),
-        Err(why) => {
-            from.mistake("JWT_PUBLIC_KEY", None, why);
-            None
-        }
-    });
-    let named_keys = from.file("JWKS_FILE").map_or_else(Vec::new, |set| {
-        jwks::parse(&set).unwrap_or_else(|why| {
-            from.mistake("JWKS_FILE", None, why);
-            Vec::new()
-        })
-    });
-    // Also a key that turned out to be bad, or a file that could not be read, shows what was meant.
-    let meant = ["JWT_SECRET", "JWT_SECRET_FILE", "JWT_PUBLIC_KEY", "JWT_PUBLIC_KEY_FILE", "JWKS_FILE"];
-    let any_key = meant.iter().any(|name| from.has(name));
-    let jwt = Jwt {
-        secret: secret.map(Secret::new),
-        public_key,
-        named_keys,
-        issuer: from.text("JWT_ISSUER"),
-        audience: from.text("JWT_AUDIENCE"),
-    };
-    match from.word("AUTH") {
-        Some("insecure") if any_key => {
-            from.mistake("AUTH", Some("insecure"), "a JWT key is given as well: remove one of the two");
-        }
-        Some("jwt") if !any_key => {
-            from.mistake(
-                "AUTH",
-                Some("jwt"),
-                "needs WARREN_JWT_SECRET, WARREN_JWT_PUBLIC_KEY or WARREN_JWKS_FILE",
-            );
-        }
-        _ if any_key => {}
-        _ => {
-            for name in ["JWT_ISSUER", "JWT_AUDIENCE"] {
-                if from.has(name) {
-                    from.mistake(name, None, "needs a JWT key, or nothing would be checked");
-                }
-            }
-            return Auth::Insecure;
-        }
-    }
-    Auth::Jwt(jwt)
 }
 
 fn listen(from: &mut Reading, name: &str, auth: &Auth, port: u16) -> SocketAddr {
@@ -319,26 +273,6 @@ fn amqp_urls(from: &mut Reading) -> Vec<AmqpUrl> {
         from.mistake("AMQP_URL", None, why);
     }
     urls
-}
-
-fn api_keys(from: &mut Reading, auth: &Auth) -> Vec<ApiKey> {
-    let list = from.text_or_file("API_KEYS").unwrap_or_default();
-    let mut keys = Vec::new();
-    for entry in list.split([',', '\n']).map(str::trim).filter(|entry| !entry.is_empty()) {
-        match ApiKey::parse(entry) {
-            Ok(key) => keys.push(key),
-            Err(why) => from.mistake("API_KEYS", None, why),
-        }
-    }
-    if !keys.is_empty() && matches!(auth, Auth::Insecure) {
-        from.mistake("API_KEYS", None, "needs a JWT key: in insecure mode everybody may call the API");
-    }
-    keys
-}
-
-fn key_files(from: &mut Reading) -> Vec<PathBuf> {
-    let names = ["JWT_SECRET_FILE", "JWT_PUBLIC_KEY_FILE", "JWKS_FILE", "API_KEYS_FILE"];
-    names.iter().filter_map(|name| from.text(name)).map(PathBuf::from).collect()
 }
 
 fn origins(from: &mut Reading) -> Origins {

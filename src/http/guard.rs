@@ -21,6 +21,8 @@ const TOKEN_PARAMETERS: [&str; 2] = ["token", "access_token"];
 pub struct Guard {
     pub origins: Origins,
     pub trusted: TrustedProxies,
+    /// Connections of trusted proxies begin with a header of the PROXY protocol.
+    pub proxy_protocol: bool,
     /// Everybody is believed because only this machine can connect: so the request must be meant for this machine,
     /// and not for a name that a page has had resolved to it (DNS rebinding).
     pub loopback_only: bool,

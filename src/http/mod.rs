@@ -2,7 +2,7 @@
 //!
 //! A connection's way, from the socket up:
 //! - [`listener`]: binds and accepts; [`serve`]: the accept loop, and which connection gets which slot.
-//! - `slots.rs`: the slots, by client address; `stream.rs`: the socket; `connection.rs`: deadlines of a connection.
+//! - `slots.rs`: the slots, by client address; `stream.rs`: the socket, `proxy_header.rs`: what a balancer says first; `connection.rs`: deadlines of a connection.
 //! - [`guard`]: what every request is checked for; `client.rs`: who is at the other end.
 //! - `upgrade.rs`: from a request to a session; `credentials.rs`: whose token it is.
 //! - `api.rs`: what stands under `/v1`; `cluster.rs`: the parts for operators; `publish.rs`: `POST /v1/messages`;
@@ -23,6 +23,7 @@ mod credentials;
 pub mod guard;
 pub mod health;
 pub mod listener;
+mod proxy_header;
 mod publish;
 mod response;
 mod revocations;

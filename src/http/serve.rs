@@ -30,7 +30,7 @@ use super::guard::Guard;
 use super::listener::{accept, descriptors_max};
 use super::response;
 use super::slots::{Slot, Slots};
-use super::stream::{is_handshake, peer, read_head, ClientStream, HEAD_BYTES_MAX};
+use super::stream::{is_handshake, peer, read_head, Begin, ClientStream, HEAD_BYTES_MAX};
 use crate::error::{Code, Error};
 use crate::protocol::Codec;
 use crate::session::Admission;
@@ -147,14 +147,16 @@ where
     if stream.as_raw_fd() >= limits.descriptors_max {
         return refuse(&stream);
     }
-    let address = canonical(peer(&stream).ip());
-    let share = limits.share(address);
-    let Some(waiting) = limits.waiting.admit(share, Instant::now()) else { return };
-    let head = tokio::select! {
-        head = tokio::time::timeout(limits.head_timeout, read_head(&stream)) => head,
+    let peer = canonical(peer(&stream).ip());
+    let Some(waiting) = limits.waiting.admit(limits.share(peer), Instant::now()) else { return };
+    let by_proxy = limits.guard.proxy_protocol && limits.guard.trusted.contains(peer);
+    let begin = tokio::select! {
+        begin = tokio::time::timeout(limits.head_timeout, read_head(&stream, by_proxy)) => begin,
         () = waiting.evicted() => return,
     };
-    let Ok(Some(head)) = head else { return };
+    let Ok(Some(Begin { head, client })) = begin else { return };
+    let address = client.map_or(peer, canonical);
+    let share = limits.share(address);
     let patience = limits.head_timeout;
     let (slot, permit) = if is_handshake(&head) {
         let permit = tokio::time::timeout(patience, limits.handshakes.clone().acquire_owned());

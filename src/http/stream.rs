@@ -1,7 +1,7 @@
 //! A client's socket below HTTP: gives back what was read of it already, and notes when the client stalls.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::connection::Connection;
+use super::proxy_header::{self, Seen};
 
 /// Longest head of a request, in bytes: its line and all its headers. Beyond it the response is 431.
 pub(super) const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -95,17 +96,39 @@ impl AsyncWrite for ClientStream {
     }
 }
 
+/// What came on a connection before anything was answered.
+pub(super) struct Begin {
+    pub(super) head: Vec<u8>,
+    /// The client, as a proxy has said in front of it.
+    pub(super) client: Option<IpAddr>,
+}
+
 /// Reads until the head of a request is there, so that a client that never finishes one costs no more than it
-/// sends: HTTP takes buffers of some 20 KiB as soon as it is asked to listen. `None`: the client is gone.
-pub(super) async fn read_head(stream: &TcpStream) -> Option<Vec<u8>> {
+/// sends: HTTP takes buffers of some 20 KiB as soon as it is asked to listen. `by_proxy`: a header of the PROXY protocol
+/// must come first. `None`: the client is gone, or the header is not there.
+pub(super) async fn read_head(stream: &TcpStream, by_proxy: bool) -> Option<Begin> {
     let mut head = Vec::with_capacity(HEAD_BYTES_USUAL);
+    let (mut awaits_proxy, mut client) = (by_proxy, None);
     loop {
         stream.readable().await.ok()?;
-        let seen = head.len();
+        let mut seen = head.len();
         match stream.try_read_buf(&mut head) {
             Ok(0) => return None,
-            Ok(_) if is_whole(&head, seen) => return Some(head),
-            Ok(_) => {}
+            Ok(_) => {
+                if awaits_proxy {
+                    match proxy_header::read(&head) {
+                        Seen::Begun => continue,
+                        Seen::Wrong => return None,
+                        Seen::Header(length, from) => {
+                            drop(head.drain(..length));
+                            (awaits_proxy, client, seen) = (false, from, 0);
+                        }
+                    }
+                }
+                if !head.is_empty() && is_whole(&head, seen) {
+                    return Some(Begin { head, client });
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => return None,
         }

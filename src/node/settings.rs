@@ -9,6 +9,7 @@ pub(super) fn public_guard(config: &Config) -> Guard {
     Guard {
         origins: config.origins.clone(),
         trusted: config.trusted_proxies.clone(),
+        proxy_protocol: config.proxy_protocol,
         loopback_only: config.insecure() && config.listen.ip().is_loopback(),
         console: config.console_is_public(),
     }
@@ -19,6 +20,7 @@ pub(super) fn admin_guard(config: &Config) -> Guard {
     Guard {
         origins: Origins::SameHost,
         trusted: config.trusted_proxies.clone(),
+        proxy_protocol: false,
         loopback_only: config.insecure() && config.admin_listen.ip().is_loopback(),
         console: config.console_is_for_operators(),
     }

@@ -39,6 +39,7 @@ mod mail;
 mod presence;
 mod presence_events;
 mod process;
+mod proxy_protocol;
 mod readme;
 mod revocations;
 mod rfc6455;
