@@ -247,7 +247,7 @@ mod tests {
                     let kind = match &request.body {
                         RequestBody::Publish(_) => 0,
                         RequestBody::Ack(_) => 1,
-                        RequestBody::Subscribe(_) | RequestBody::Unsubscribe(_) => 2,
+                        RequestBody::Subscribe { .. } | RequestBody::Unsubscribe(_) => 2,
                         _ => 3,
                     };
                     let RequestBody::Publish(publish) = request.body else {
