@@ -16,6 +16,9 @@ pub enum Code {
     NotFound,
     /// The user or session that the message is for is not connected anywhere.
     Offline,
+    /// Sessions that the message is for are connected, and all of them declined it: no subscription of a STOMP session
+    /// asks for it, or its client answered NACK.
+    Declined,
     /// The message's time to live ran out before it could be delivered.
     Expired,
     /// The user's mailbox holds as much as it may.
@@ -48,7 +51,7 @@ impl Code {
             Code::Forbidden => 403,
             Code::NotFound | Code::Offline | Code::NoBackend => 404,
             Code::Expired => 410,
-            Code::MailboxFull => 409,
+            Code::MailboxFull | Code::Declined => 409,
             Code::RateLimited => 429,
             Code::BadAnswer => 502,
             Code::Overloaded | Code::Unavailable => 503,
@@ -63,6 +66,7 @@ impl Code {
             Code::Forbidden => "forbidden",
             Code::NotFound => "not_found",
             Code::Offline => "offline",
+            Code::Declined => "declined",
             Code::Expired => "expired",
             Code::MailboxFull => "mailbox_full",
             Code::RateLimited => "rate_limited",

@@ -30,6 +30,10 @@ pub enum Receipt {
     NotHere,
     /// Sessions had it and ended without taking it: it may have been shown.
     NotTaken,
+    /// Sessions here did not want it, and none took it. Between nodes it goes as [`Receipt::NotTaken`] and a mark, which
+    /// older releases pass over.
+    #[serde(skip)]
+    Declined,
     /// Interim: the node has it, and no session has it yet.
     Queued,
     /// Interim: sessions have it, and none has taken it yet.
@@ -41,11 +45,47 @@ pub enum Receipt {
 
 /// One target node's receipts for one origin process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "WireReceipts", into = "WireReceipts")]
 pub struct Receipts {
     pub from: NodeId,
     /// The origin's.
     pub life: Life,
     pub receipts: Vec<(Tag, Receipt)>,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+struct WireReceipts {
+    from: NodeId,
+    life: Life,
+    receipts: Vec<(Tag, Receipt)>,
+    /// Those of the receipts that mean [`Receipt::Declined`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    declined: Vec<Tag>,
+}
+
+impl From<Receipts> for WireReceipts {
+    fn from(of: Receipts) -> Self {
+        let mut declined = Vec::new();
+        let as_sent = |(tag, receipt)| match receipt {
+            Receipt::Declined => {
+                declined.push(tag);
+                (tag, Receipt::NotTaken)
+            }
+            _ => (tag, receipt),
+        };
+        let receipts = of.receipts.into_iter().map(as_sent).collect();
+        Self { from: of.from, life: of.life, receipts, declined }
+    }
+}
+
+impl From<WireReceipts> for Receipts {
+    fn from(of: WireReceipts) -> Self {
+        let meant = |(tag, receipt)| match receipt {
+            Receipt::NotTaken if of.declined.contains(&tag) => (tag, Receipt::Declined),
+            _ => (tag, receipt),
+        };
+        Self { from: of.from, life: of.life, receipts: of.receipts.into_iter().map(meant).collect() }
+    }
 }
 
 /// A question to nodes about the sessions they hold, or an order about these.
@@ -219,5 +259,24 @@ mod tests {
             let receipts = reread::<Receipts>(input);
             (receipts, reread::<Ask>(input), reread::<AskReply>(input), reread::<MailNotice>(input))
         });
+    }
+
+    #[test]
+    fn receipts_of_messages_that_were_declined_are_understood_by_older_releases() {
+        let receipts = Receipts {
+            from: NodeId::new("n").unwrap(),
+            life: Life(7),
+            receipts: vec![
+                (Tag(1), Receipt::Delivered(2)),
+                (Tag(2), Receipt::Declined),
+                (Tag(3), Receipt::NotTaken),
+            ],
+        };
+        let json = serde_json::to_string(&receipts).unwrap();
+        assert!(
+            json.contains(r#""receipts":[[1,{"delivered":2}],[2,"not_taken"],[3,"not_taken"]]"#),
+            "{json}"
+        );
+        assert_eq!(serde_json::from_str::<Receipts>(&json).unwrap(), receipts);
     }
 }

@@ -12,6 +12,8 @@ use tokio::time::Sleep;
 use super::slots::{Activity, Slot};
 use crate::auth::Identity;
 use crate::budgets::Share;
+use crate::protocol::close::CloseCode;
+use crate::protocol::{Codec, Framing};
 
 /// How long a connection may idle between two requests. Balancers reuse one for 60 s; a server that closes
 /// earlier fails the request that is on its way.
@@ -42,6 +44,11 @@ pub(super) struct Upgrade {
     pub(super) unauthenticated: Option<Slot>,
     pub(super) share: Option<Share>,
     pub(super) acknowledges: bool,
+    /// `None`: the first message will tell.
+    pub(super) codec: Option<Codec>,
+    pub(super) framing: Framing,
+    /// To be told to the client once it is connected.
+    pub(super) refused: Option<CloseCode>,
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -7,7 +7,7 @@ use warp::http::{Method, Request, StatusCode, Version};
 use warp::reply::Response;
 
 use super::client::{is_loopback_host, query_value, Client};
-use super::response;
+use super::{response, sockjs};
 use crate::config::{Origins, TrustedProxies};
 use crate::error::{Code, Error};
 
@@ -76,7 +76,7 @@ fn refuse(code: Code, message: &str) -> Box<Response> {
 
 /// Where credentials, or the lack of their need, let something happen.
 fn is_trusting(path: &str) -> bool {
-    path == "/ws" || path.starts_with("/v1/")
+    path == "/ws" || path.starts_with("/v1/") || sockjs::Address::of(path).is_some()
 }
 
 /// RFC 9112 section 3.2: HTTP/1.1 has exactly one Host.
@@ -107,6 +107,9 @@ fn check_query(query: &str) -> Result<(), Box<Response>> {
 /// What an address takes: HEAD wherever GET (RFC 9110 section 9.3.2).
 fn methods(path: &str, console: bool) -> Option<&'static str> {
     const READ: &str = "GET, HEAD";
+    if let Some(address) = sockjs::Address::of(path) {
+        return Some(address.methods());
+    }
     let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
     match segments[..] {
         ["ws" | "livez" | "readyz" | "metrics" | "warren-client.js"] => Some(READ),
@@ -149,6 +152,10 @@ mod tests {
             ("/v1/users/a/sessions", Some("DELETE")),
             ("/v1/sessions/n~1", Some("DELETE")),
             ("/v1/nodes/n0/drain", Some("POST")),
+            ("/sockjs", Some("GET, HEAD")),
+            ("/sockjs/info", Some("GET, HEAD, OPTIONS")),
+            ("/sockjs/a/b/websocket", Some("GET, HEAD")),
+            ("/sockjs/a/b/xhr", None),
             ("/v1", None),
             ("/", None),
             ("/console/main.js", None),

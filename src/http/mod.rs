@@ -4,7 +4,7 @@
 //! - [`listener`]: binds and accepts; [`serve`]: the accept loop, and which connection gets which slot.
 //! - `slots.rs`: the slots, by client address; `stream.rs`: the socket, `proxy_header.rs`: what a balancer says first; `connection.rs`: deadlines of a connection.
 //! - [`guard`]: what every request is checked for; `client.rs`: who is at the other end.
-//! - `upgrade.rs`: from a request to a session; `credentials.rs`: whose token it is.
+//! - `upgrade.rs`: from a request to a session; `sockjs.rs`: the addresses of SockJS; `credentials.rs`: whose token it is.
 //! - `api.rs`: what stands under `/v1`; `cluster.rs`: the parts for operators; `publish.rs`: `POST /v1/messages`;
 //!   `revocations.rs`: `POST /v1/revocations`; [`body`]: its bounds.
 //! - [`health`]: `/livez`, `/readyz`, `/metrics` (on the admin address; the first two on the public one too).
@@ -29,6 +29,7 @@ mod response;
 mod revocations;
 pub mod serve;
 pub mod slots;
+mod sockjs;
 mod stream;
 mod upgrade;
 
@@ -74,6 +75,8 @@ pub fn public(
     console: bool,
 ) -> impl Filter<Extract = (impl Reply,), Error = std::convert::Infallible> + Clone {
     upgrade::route(state.clone())
+        .or(sockjs::route(state.clone()))
+        .unify()
         .or(api::routes(state.clone()))
         .unify()
         .or(health::probes(state))

@@ -32,7 +32,6 @@ use super::response;
 use super::slots::{Slot, Slots};
 use super::stream::{is_handshake, peer, read_head, Begin, ClientStream, HEAD_BYTES_MAX};
 use crate::error::{Code, Error};
-use crate::protocol::Codec;
 use crate::session::Admission;
 
 const HEADERS_MAX: usize = 64;
@@ -212,7 +211,7 @@ fn refuse(stream: &TcpStream) {
 }
 
 async fn hand_over(upgrade: Upgrade, admissions: mpsc::Sender<Admission>) {
-    let Upgrade { socket, identity, unauthenticated, share, acknowledges } = upgrade;
+    let Upgrade { socket, identity, unauthenticated, share, acknowledges, codec, framing, refused } = upgrade;
     let Ok(upgraded) = socket.await else { return };
     let Ok(parts) = upgraded.downcast::<TokioIo<ClientStream>>() else { return };
     let (stream, unread) = parts.io.into_inner().into_parts();
@@ -220,8 +219,8 @@ async fn hand_over(upgrade: Upgrade, admissions: mpsc::Sender<Admission>) {
     let early = [&parts.read_buf[..], &unread].concat();
     drop((parts.read_buf, unread));
     let unauthenticated = unauthenticated.map(|slot| Box::new(slot) as Box<dyn Send>);
-    let codec = Codec::WarrenV1;
-    let admission = Admission { stream, early, identity, unauthenticated, share, acknowledges, codec };
+    let admission =
+        Admission { stream, early, identity, unauthenticated, share, acknowledges, codec, framing, refused };
     // A worker that has ended needs no more sockets.
     let _ = admissions.send(admission).await;
 }

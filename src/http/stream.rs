@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 
 use super::connection::Connection;
 use super::proxy_header::{self, Seen};
+use super::sockjs::Address;
 
 /// Longest head of a request, in bytes: its line and all its headers. Beyond it the response is 431.
 pub(super) const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -145,9 +146,14 @@ fn is_whole(bytes: &[u8], seen: usize) -> bool {
     ends || !is_http || bytes.len() >= HEAD_BYTES_MAX
 }
 
-/// Whether the head asks for `/ws`.
+/// Whether the head asks for the address of a WebSocket.
 pub(super) fn is_handshake(head: &[u8]) -> bool {
-    head.strip_prefix(b"GET /ws").and_then(<[u8]>::first).is_some_and(|next| b" ?".contains(next))
+    let Some(rest) = head.strip_prefix(b"GET ") else { return false };
+    let Some(end) = rest.iter().position(|byte| b" ?".contains(byte)) else { return false };
+    match &rest[..end] {
+        b"/ws" => true,
+        path => std::str::from_utf8(path).ok().and_then(Address::of).is_some_and(Address::is_socket),
+    }
 }
 
 /// The address of the other end; unspecified when the client is gone already.
@@ -170,6 +176,7 @@ mod tests {
         assert!(is_whole(b"\x16\x03\x01", 0), "TLS is refused at once");
         assert!(is_whole(&[b'A'; HEAD_BYTES_MAX], 0));
         assert!(is_handshake(head) && is_handshake(b"GET /ws HTTP/1.1"));
+        assert!(is_handshake(b"GET /sockjs/0/a/websocket?t=1 ") && !is_handshake(b"GET /sockjs/info "));
         assert!(
             !is_handshake(b"GET /wsx HTTP/1.1") && !is_handshake(b"GET /ws") && !is_handshake(b"HEAD /ws ")
         );

@@ -18,7 +18,9 @@ use crate::auth::Identity;
 use crate::budgets::Share;
 use crate::error::{Code, Error};
 use crate::lifecycle::Phase;
+use crate::protocol::close::CloseCode;
 use crate::protocol::wire::handshake::{self, Accepted};
+use crate::protocol::Framing;
 
 /// `GET /ws`.
 pub(super) fn route(state: Arc<AppState>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone {
@@ -29,81 +31,152 @@ pub(super) fn route(state: Arc<AppState>) -> impl Filter<Extract = (Response,), 
         .and(query)
         .and(warp::ext::optional::<OnUpgrade>())
         .and(warp::ext::optional::<(Client, Arc<Connection>)>())
-        .map(move |method, headers, query: String, socket, from: Option<(Client, Arc<Connection>)>| {
-            let client = from.as_ref().map(|(client, _)| *client);
-            let opened = accept(&state, client, &method, &headers, &query);
-            let opened = opened.and_then(|(accepted, identity)| {
-                let (Some(socket), Some((client, connection))) = (socket, from) else {
-                    return Err(refuse(Code::BadRequest, "this connection cannot be upgraded"));
-                };
-                let share = share(&state, client)?;
-                let unauthenticated = match identity {
-                    Some(_) => None,
-                    None => Some(unauthenticated(&state, client)?),
-                };
-                let acknowledges = query_value(&query, "ack") == Some("client");
-                connection.upgrade(Upgrade { socket, identity, unauthenticated, share, acknowledges });
-                Ok(switch(accepted))
-            });
-            opened.unwrap_or_else(|refusal| {
-                state.metrics.handshake_refused();
-                *refusal
-            })
+        .map(move |method, headers, query: String, socket, from| {
+            open(&state, &method, &headers, &query, socket, from, Framing::WebSocket)
         })
 }
 
-type Opened = (Accepted, Option<Identity>);
-
-fn refuse(code: Code, message: &str) -> Box<Response> {
-    Box::new(response::error(&Error::new(code, message)))
-}
-
-/// The place of a session among those of its client's address; a proxy has none of its own.
-fn share(state: &AppState, client: Client) -> Result<Option<Share>, Box<Response>> {
-    if client.is_proxy {
-        return Ok(None);
-    }
-    let share = state.sessions_by_address.take(counted(client.address));
-    share.map(Some).ok_or_else(|| refuse(Code::RateLimited, "as many sessions as one address may have here"))
-}
-
-/// The slot of a socket that may keep it until the time for its token has run out.
-fn unauthenticated(state: &AppState, client: Client) -> Result<Slot, Box<Response>> {
-    let now = Instant::now();
-    let slot = state.unauthenticated.admit(Some(counted(client.address)), now);
-    let slot = slot.filter(|slot| slot.set(Activity::Serving, now));
-    slot.ok_or_else(|| refuse(Code::Overloaded, "too many sockets have yet to say who they are"))
-}
-
-fn accept(
+/// Opens a session, or says why not.
+pub(super) fn open(
     state: &AppState,
-    client: Option<Client>,
     method: &Method,
     headers: &HeaderMap,
     query: &str,
-) -> Result<Opened, Box<Response>> {
-    let accepted = handshake::check(method, Version::HTTP_11, headers).map_err(|refused| {
-        let error = Error::bad_request(refused.reason);
-        let mut response = response::error_with(refused.status, &error);
-        for (name, value) in refused.headers() {
+    socket: Option<OnUpgrade>,
+    from: Option<(Client, Arc<Connection>)>,
+    framing: Framing,
+) -> Response {
+    let opened = check(method, headers, framing).and_then(|accepted| {
+        let (Some(socket), Some((client, connection))) = (socket, from) else {
+            return Err(Refusal::bad("this connection cannot be upgraded").response());
+        };
+        let admitted = admit(state, headers, query, &accepted, client);
+        // A client of SockJS that is refused by HTTP tries all of its transports, one after the other.
+        let (admitted, refused) = match (admitted, framing) {
+            (Ok(admitted), _) => (admitted, None),
+            (Err(refusal), Framing::SockJs) => (Admitted::default(), Some(refusal.close)),
+            (Err(refusal), Framing::WebSocket) => return Err(refusal.response()),
+        };
+        if refused.is_some() {
+            state.metrics.handshake_refused();
+        }
+        connection.upgrade(Upgrade {
+            socket,
+            identity: admitted.identity,
+            unauthenticated: admitted.unauthenticated,
+            share: admitted.share,
+            acknowledges: query_value(query, "ack") == Some("client"),
+            codec: accepted.codec,
+            framing,
+            refused,
+        });
+        Ok(switch(accepted))
+    });
+    opened.unwrap_or_else(|refusal| {
+        state.metrics.handshake_refused();
+        *refusal
+    })
+}
+
+/// Who comes, as far as the handshake tells.
+#[derive(Default)]
+struct Admitted {
+    identity: Option<Identity>,
+    unauthenticated: Option<Slot>,
+    share: Option<Share>,
+}
+
+/// Why a client that can speak WebSocket gets no session: as HTTP says it, and as a socket that is closed for it.
+struct Refusal {
+    error: Error,
+    close: CloseCode,
+}
+
+impl Refusal {
+    fn new(code: Code, message: &str, close: CloseCode) -> Self {
+        Self { error: Error::new(code, message), close }
+    }
+
+    fn bad(message: &str) -> Self {
+        Self::new(Code::BadRequest, message, CloseCode::BadRequest)
+    }
+
+    fn response(&self) -> Box<Response> {
+        Box::new(response::error(&self.error))
+    }
+}
+
+/// The place of a session among those of its client's address; a proxy has none of its own.
+fn share(state: &AppState, client: Client) -> Result<Option<Share>, Refusal> {
+    if client.is_proxy {
+        return Ok(None);
+    }
+    let text = "as many sessions as one address may have here";
+    let share = state.sessions_by_address.take(counted(client.address));
+    share.map(Some).ok_or_else(|| Refusal::new(Code::RateLimited, text, CloseCode::OverCapacity))
+}
+
+/// The slot of a socket that may keep it until the time for its token has run out.
+fn unauthenticated(state: &AppState, client: Client) -> Result<Slot, Refusal> {
+    let now = Instant::now();
+    let slot = state.unauthenticated.admit(Some(counted(client.address)), now);
+    let slot = slot.filter(|slot| slot.set(Activity::Serving, now));
+    let text = "too many sockets have yet to say who they are";
+    slot.ok_or_else(|| Refusal::new(Code::Overloaded, text, CloseCode::OverCapacity))
+}
+
+/// Whether the request is a WebSocket's.
+fn check(method: &Method, headers: &HeaderMap, framing: Framing) -> Result<Accepted, Box<Response>> {
+    handshake::check(method, Version::HTTP_11, headers).map_err(|refusal| {
+        let error = Error::bad_request(refusal.reason);
+        let is_sockjs = framing == Framing::SockJs && refusal.status == StatusCode::UPGRADE_REQUIRED;
+        // SockJS wants 400 (sockjs-protocol, "WebsocketHttpErrors").
+        let status = if is_sockjs { StatusCode::BAD_REQUEST } else { refusal.status };
+        let mut response = response::error_with(status, &error);
+        for (name, value) in refusal.headers().iter().filter(|_| !is_sockjs) {
             response.headers_mut().insert(name, HeaderValue::from_static(value));
         }
         Box::new(response)
-    })?;
+    })
+}
+
+fn admit(
+    state: &AppState,
+    headers: &HeaderMap,
+    query: &str,
+    accepted: &Accepted,
+    client: Client,
+) -> Result<Admitted, Refusal> {
     if state.lifecycle.phase() >= Phase::Draining {
-        return Err(refuse(Code::Unavailable, "this node is shutting down"));
+        return Err(Refusal::new(Code::Unavailable, "this node is shutting down", CloseCode::Drain));
     }
     if state.router.hub().sessions() >= state.max_sessions {
-        return Err(refuse(Code::Overloaded, "this node holds as many sessions as it may"));
+        let text = "this node holds as many sessions as it may";
+        return Err(Refusal::new(Code::Overloaded, text, CloseCode::OverCapacity));
     }
-    let identity = identify(&state.verifier, headers, accepted.bearer.as_deref(), query)
-        .map_err(|error| Box::new(response::error(&refusal(state, client, error))))?;
+    let identity =
+        identify(&state.verifier, headers, accepted.bearer.as_deref(), query).map_err(|error| {
+            let error = refusal(state, Some(client), error);
+            let close = if error.code == Code::Unauthorized {
+                CloseCode::Unauthorized
+            } else {
+                CloseCode::RateLimited
+            };
+            Refusal { error, close }
+        })?;
     // The session will be counted exactly; this spares a socket that would be closed at once.
-    let held = identity.as_ref().map_or(0, |identity| state.router.hub().sessions_of(&identity.user).len());
+    let held =
+        identity.as_ref().map_or(0, |identity| state.router.hub().all_sessions_of(&identity.user).len());
     if held >= state.sessions_per_user {
-        return Err(refuse(Code::RateLimited, "as many sessions as one user may have here"));
+        let text = "as many sessions as one user may have here";
+        return Err(Refusal::new(Code::RateLimited, text, CloseCode::OverCapacity));
     }
-    Ok((accepted, identity))
+    let share = share(state, client)?;
+    let unauthenticated = match identity {
+        Some(_) => None,
+        None => Some(unauthenticated(state, client)?),
+    };
+    Ok(Admitted { identity, unauthenticated, share })
 }
 
 fn switch(accepted: Accepted) -> Response {

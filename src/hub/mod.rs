@@ -11,6 +11,7 @@ mod channels;
 mod listeners;
 mod listing;
 mod numbers;
+mod silent;
 mod tally;
 
 use std::collections::HashMap;
@@ -30,7 +31,8 @@ pub use channels::Change;
 use channels::Channels;
 pub use listeners::{Answer, Ticket};
 use numbers::Numbers;
-pub use tally::{Tally, TallyView};
+use silent::Silent;
+pub use tally::{Taken, Tally, TallyView};
 
 /// Commands waiting for one worker.
 pub const WORKER_QUEUE_MAX: usize = 4096;
@@ -102,6 +104,7 @@ pub struct Hub {
     workers: Box<[mpsc::Sender<Command>]>,
     channels: Channels,
     numbers: Numbers,
+    silent: Silent,
     sessions: AtomicUsize,
     users: AtomicUsize,
 }
@@ -116,6 +119,7 @@ impl Hub {
             workers: senders.into(),
             channels: Channels::new(),
             numbers: Numbers::generate(),
+            silent: Silent::default(),
             sessions: AtomicUsize::new(0),
             users: AtomicUsize::new(0),
         };
@@ -367,7 +371,7 @@ mod tests {
         drop(commands.pop());
         let reservation = hub.reserve(Counters::from_slice(&[1, 2])).unwrap();
         let (tell, told) = std::sync::mpsc::channel();
-        let (tally, _) = Tally::new(None, move |taken| tell.send(taken).unwrap());
+        let (tally, _) = Tally::new(None, move |taken| tell.send(taken.sessions).unwrap());
         reservation.deliver(&rendered(), tally);
         hub.deliver_all(&rendered()).unwrap();
         assert!(matches!(commands[0].try_recv(), Ok(Command::Deliver { .. })));

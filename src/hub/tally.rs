@@ -2,15 +2,25 @@
 //! the last copy is gone.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::Arc;
 
 type OnFirst = Box<dyn Fn() + Send + Sync>;
-type OnAll = Box<dyn FnOnce(u32) + Send + Sync>;
+type OnAll = Box<dyn FnOnce(Taken) + Send + Sync>;
+
+/// What became of all copies of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// How many sessions took it.
+    pub sessions: u32,
+    /// Some session did not want it.
+    pub declined: bool,
+}
 
 struct Inner {
     /// Apart from the copies, so that a [`TallyView`] does not keep them alive.
     taken: Arc<AtomicU32>,
+    declined: AtomicBool,
     first: Option<OnFirst>,
     all: Option<OnAll>,
 }
@@ -26,14 +36,15 @@ pub struct Tally(Arc<Inner>);
 pub struct TallyView(Arc<AtomicU32>);
 
 impl Tally {
-    /// `all` runs once, with the number of sessions that took the message, when the last copy is gone. `first` runs at
+    /// `all` runs once, with what became of the message, when the last copy is gone. `first` runs at
     /// most once and always before `all`: when a session has taken the message while other copies still exist. Both
     /// run on the thread that counts or drops the copy, must return at once and must take no lock that a caller of
     /// the hub may hold.
-    pub fn new(first: Option<OnFirst>, all: impl FnOnce(u32) + Send + Sync + 'static) -> (Self, TallyView) {
+    pub fn new(first: Option<OnFirst>, all: impl FnOnce(Taken) + Send + Sync + 'static) -> (Self, TallyView) {
         let taken = Arc::new(AtomicU32::new(0));
         let view = TallyView(taken.clone());
-        (Self(Arc::new(Inner { taken, first, all: Some(Box::new(all)) })), view)
+        let inner = Inner { taken, declined: AtomicBool::new(false), first, all: Some(Box::new(all)) };
+        (Self(Arc::new(inner)), view)
     }
 
     /// One session has taken the message.
@@ -43,6 +54,11 @@ impl Tally {
         if let Some(first) = self.0.first.as_ref().filter(|_| is_first && Arc::strong_count(&self.0) > 1) {
             first();
         }
+    }
+
+    /// One session does not want the message, now or later.
+    pub fn decline(self) {
+        self.0.declined.store(true, Ordering::Release);
     }
 }
 
@@ -56,7 +72,8 @@ impl TallyView {
 impl Drop for Inner {
     fn drop(&mut self) {
         if let Some(all) = self.all.take() {
-            all(self.taken.load(Ordering::Acquire));
+            let sessions = self.taken.load(Ordering::Acquire);
+            all(Taken { sessions, declined: self.declined.load(Ordering::Acquire) });
         }
     }
 }
@@ -83,7 +100,7 @@ mod tests {
         let first = tell.clone();
         let (tally, view) =
             Tally::new(Some(Box::new(move || first.send(Told::First).unwrap())), move |taken| {
-                tell.send(Told::All(taken)).unwrap()
+                tell.send(Told::All(taken.sessions)).unwrap()
             });
         (tally, view, told)
     }
@@ -101,6 +118,16 @@ mod tests {
         drop(lost);
         assert_eq!((told.try_recv(), view.taken()), (Ok(Told::All(2)), 2));
         assert!(told.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_session_that_declines_is_told_of_and_is_not_counted() {
+        let (tell, told) = mpsc::channel();
+        let (tally, view) = Tally::new(None, move |taken| tell.send(taken).unwrap());
+        tally.clone().decline();
+        assert_eq!(view.taken(), 0);
+        tally.count();
+        assert_eq!(told.try_recv(), Ok(Taken { sessions: 1, declined: true }));
     }
 
     #[test]

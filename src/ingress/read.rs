@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn fuzzed() {
-        use crate::tests::fuzz::{delivery as parts, fuzz, input, payload_of};
+        use crate::tests::fuzz::{delivery as parts, fuzz, input};
         let text = |text: &str| Some(text.to_owned());
         let plain = Properties {
             message_id: text("m-1"),
@@ -247,8 +247,8 @@ mod tests {
             match ingress(&delivery(properties, &body), 500, Now::read()) {
                 Ok(message) => {
                     assert!(message.payload.bytes.len() <= 500);
-                    let frame = crate::protocol::Codec::WarrenV1.message(&message);
-                    serde_json::from_slice::<&RawValue>(payload_of(&frame)).expect("a frame is JSON");
+                    let frame = crate::protocol::warren_v1::reply::message(&message);
+                    serde_json::from_slice::<&RawValue>(&frame).expect("a frame is JSON");
                     format!("{:?} {:?} {}", message.payload.form, message.guarantee, message.event.is_some())
                 }
                 Err(error) => error,

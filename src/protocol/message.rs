@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::ids::{Life, MessageId, SessionId, UserId};
+use crate::protocol::stomp::{self, render::Tail};
 use crate::protocol::target::Target;
-use crate::protocol::Codec;
+use crate::protocol::{warren_v1, Framing};
 
 /// How hard the gateway tries to deliver a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -153,25 +154,34 @@ impl Message {
     }
 }
 
-/// A message on its way to sockets. Each codec renders it once for a node, when the first session needs it.
+/// A message on its way to sockets. What all sessions of a codec and framing share is rendered once for a node, when the
+/// first of them needs it.
 #[derive(Debug)]
 pub struct Rendered {
     message: Arc<Message>,
-    frames: [OnceLock<Bytes>; Codec::COUNT],
+    warren_v1: [OnceLock<Bytes>; Framing::COUNT],
+    stomp: [OnceLock<Tail>; Framing::COUNT],
 }
 
 impl Rendered {
     pub fn new(message: Arc<Message>) -> Arc<Self> {
-        Arc::new(Self { message, frames: Default::default() })
+        Arc::new(Self { message, warren_v1: Default::default(), stomp: Default::default() })
     }
 
     pub fn message(&self) -> &Message {
         &self.message
     }
 
-    /// The whole WebSocket frame for sessions of this codec.
-    pub fn frame(&self, codec: Codec) -> &Bytes {
-        self.frames[codec as usize].get_or_init(|| codec.message(&self.message))
+    /// The whole WebSocket frame for sessions that speak warren.v1.
+    pub fn warren_v1(&self, framing: Framing) -> &Bytes {
+        let render = || framing.text(&[&warren_v1::reply::message(&self.message)]);
+        self.warren_v1[framing as usize].get_or_init(render)
+    }
+
+    /// All of the frame but its first lines, for sessions that speak STOMP.
+    pub fn stomp(&self, framing: Framing) -> &Tail {
+        let render = || stomp::render::tail(&self.message, framing.takes_binary());
+        self.stomp[framing as usize].get_or_init(render)
     }
 }
 

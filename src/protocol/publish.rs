@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use crate::clock::Now;
 use crate::error::Error;
 use crate::ids::MessageId;
-use crate::protocol::message::{Guarantee, Message, Payload, Sender};
+use crate::protocol::message::{Form, Guarantee, Message, Payload, Sender};
 use crate::protocol::target::Target;
 
 /// Longest event name, in bytes.
@@ -138,6 +138,30 @@ impl PublishRequest<'_> {
     /// Checks every field; the error names the field.
     pub fn into_message(self, sender: Sender, now: Now) -> Result<Message, Error> {
         let target = Target::parse(&self.to).map_err(|e| Error::bad_request(format!("to: {e}")))?;
+        let payload = self.payload.map_or("null", RawValue::get);
+        let payload = Payload::json(Bytes::copy_from_slice(payload.as_bytes()));
+        let Self { event, ttl, delivery, message_id, reply, .. } = self;
+        Draft { target, payload, event, ttl, delivery, message_id, reply }.into_message(sender, now)
+    }
+}
+
+/// A message whose target and payload are read, and whose other fields are as its publisher gave them.
+#[derive(Debug)]
+pub struct Draft<'a> {
+    pub target: Target,
+    pub payload: Payload,
+    pub event: Option<Cow<'a, str>>,
+    /// Milliseconds.
+    pub ttl: Option<u64>,
+    pub delivery: Guarantee,
+    pub message_id: Option<Cow<'a, str>>,
+    /// The application is to answer.
+    pub reply: bool,
+}
+
+impl Draft<'_> {
+    /// Checks every field; the error names the field.
+    pub fn into_message(self, sender: Sender, now: Now) -> Result<Message, Error> {
         let id = match self.message_id {
             Some(id) => MessageId::new(&id).map_err(|e| Error::bad_request(format!("message_id: {e}")))?,
             None => MessageId::generate(),
@@ -145,7 +169,7 @@ impl PublishRequest<'_> {
         if let Some(event) = &self.event {
             check_event(event)?;
         }
-        if self.reply && !matches!(target, Target::App(_)) {
+        if self.reply && !matches!(self.target, Target::App(_)) {
             return Err(Error::bad_request("reply: only of messages to app.<key>"));
         }
         let (usual_ttl, ttl_max) = match self.reply {
@@ -156,14 +180,15 @@ impl PublishRequest<'_> {
         if ttl.is_some_and(|ttl| ttl == 0 || ttl > ttl_max) {
             return Err(Error::bad_request(format!("ttl: 1 to {ttl_max} milliseconds")));
         }
-        let payload = self.payload.map_or("null", RawValue::get);
-        check_depth(payload.as_bytes())?;
+        if self.payload.form == Form::Json {
+            check_depth(&self.payload.bytes)?;
+        }
         Ok(Message {
             id,
-            target,
+            target: self.target,
             sender,
             event: self.event.map(Cow::into_owned),
-            payload: Payload::json(Bytes::copy_from_slice(payload.as_bytes())),
+            payload: self.payload,
             accepted_ms: now.unix_ms,
             expires: ttl.map(|ttl| now.instant + Duration::from_millis(ttl)),
             guarantee: self.delivery,

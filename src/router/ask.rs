@@ -194,7 +194,10 @@ impl Router {
         let info = |local: &Local| SessionInfo::new(&self.session_id(local.counter), local.since_ms);
         let mut answer = AskReply::new(self.node().clone());
         if let Some(user) = ask.user() {
-            let sessions = self.hub.sessions_of(user);
+            let sessions = match ask {
+                Ask::SessionsOf(_) => self.hub.sessions_of(user),
+                _ => self.hub.all_sessions_of(user),
+            };
             answer.sessions = sessions.iter().map(info).collect();
             if !matches!(ask, Ask::SessionsOf(_)) {
                 let counters = sessions.iter().map(|local| local.counter).collect();
@@ -248,7 +251,7 @@ impl Router {
         let (tell, told) = oneshot::channel();
         // A caller that has gone away needs no answer.
         let (tally, _) = Tally::new(None, move |changed| {
-            let _ = tell.send(changed);
+            let _ = tell.send(changed.sessions);
         });
         loop {
             match self.hub.reserve(counters.clone()) {

@@ -43,6 +43,7 @@ impl Execute for Router {
                     self.clean_box(&message.target);
                 }
             }
+            Effect::Refuse { ack, message } => self.refuse_mail(cell, ack, message),
             Effect::ReadBox => self.read_box(cell),
             Effect::CleanBox => self.clean_box(&cell.ask(|path| path.target().clone())),
         }
@@ -52,7 +53,7 @@ impl Execute for Router {
 
 impl Router {
     /// Steps a path later, from a callback.
-    fn stepper(&self, cell: &Arc<Cell>) -> impl Fn(Event) + Send + Sync + 'static {
+    pub(super) fn stepper(&self, cell: &Arc<Cell>) -> impl Fn(Event) + Send + Sync + 'static {
         let (this, cell) = (self.this.get().cloned().unwrap_or_default(), cell.clone());
         move |event| {
             if let Some(router) = this.upgrade() {
@@ -210,11 +211,11 @@ impl Router {
         let (first, all) = (self.stepper(cell), self.stepper(cell));
         let on_first = Box::new(move || first(Event::FirstTaken(key)));
         let traced = self.trace().is_on().then(|| (self.trace().clone(), message.id.clone()));
-        let (tally, _) = Tally::new(Some(on_first), move |sessions| {
+        let (tally, _) = Tally::new(Some(on_first), move |taken| {
             if let Some((trace, id)) = &traced {
-                trace.note(id, || Step::Taken { sessions });
+                trace.note(id, || Step::Taken { sessions: taken.sessions });
             }
-            all(Event::Resolved { key, sessions });
+            all(Event::Resolved { key, taken });
         });
         #[cfg(feature = "sabotage")]
         if crate::sabotage::is("shuffle") && crate::sabotage::every(8) {
@@ -254,7 +255,7 @@ impl Router {
         }
     }
 
-    fn clean_box(&self, target: &Target) {
+    pub(super) fn clean_box(&self, target: &Target) {
         if let Target::User(user) = target {
             self.readings.want_later(user.clone());
         }

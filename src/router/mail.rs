@@ -1,17 +1,21 @@
 //! Mail as the router sees it: notices of it, and what readings of boxes bring.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use smallvec::smallvec;
 
 use super::path::{Event, Mail, Path, World};
+use super::table::Cell;
 use super::Router;
-use crate::bus::{BoxMail, Destination, Lane, Outcome, Properties, Publish};
-use crate::delivery::envelope::Scope;
+use crate::bus::{AckToken, BoxMail, Destination, Lane, Outcome, Properties, Publish};
+use crate::delivery::envelope::{properties, Scope};
 use crate::delivery::peer_words::MailNotice;
 use crate::delivery::seen::SeenKey;
 use crate::delivery::trace::Step;
+use crate::error::Code;
 use crate::ids::{UserId, UserKey};
+use crate::protocol::message::Message;
 use crate::protocol::target::Target;
 
 impl Router {
@@ -91,6 +95,24 @@ impl Router {
     pub(super) fn mail_given_back(&self, user: &UserId) {
         let target = Target::User(user.clone());
         self.paths.step_if_there(&target, Event::MailGivenBack, Instant::now(), self);
+    }
+
+    /// Moves mail that sessions declined to the dead letters. Without a broker that takes it there it stays in its box.
+    pub(super) fn refuse_mail(&self, cell: &Arc<Cell>, ack: AckToken, message: Arc<Message>) {
+        let mut properties = properties(&message, Instant::now());
+        properties.headers.push(("warren-reason".to_owned(), Code::Declined.as_str().to_owned()));
+        properties.persistent = Some(true);
+        let body = message.payload.bytes.clone();
+        let publish = Publish { to: Destination::Dead, properties, body, order_key: 0, lane: Lane::Reply };
+        let (this, step) = (self.this.get().cloned().unwrap_or_default(), self.stepper(cell));
+        let done = move |outcome| {
+            let is_gone = outcome == Outcome::Confirmed && ack.ack();
+            step(Event::MailRefused);
+            if let (true, Some(router)) = (is_gone, this.upgrade()) {
+                router.mail_taken(&message);
+            }
+        };
+        self.bus.publish(publish, Box::new(done));
     }
 
     /// Moves something that is no mail out of a box. It stays there if the dead letters do not take it.

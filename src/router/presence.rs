@@ -48,7 +48,7 @@ impl Router {
     pub fn open_session(&self, user: &UserId, session: Local, max: usize) -> bool {
         let (stepped, is_first) = {
             let _presence = self.presence.lock(user);
-            if self.hub.sessions_of(user).len() >= max {
+            if self.hub.all_sessions_of(user).len() >= max {
                 return false;
             }
             // The barrier is closed before anything can arrive.
@@ -92,6 +92,18 @@ impl Router {
     /// The id of the session here that has this counter.
     pub fn session_id(&self, counter: u64) -> SessionId {
         SessionId { node: self.node().clone(), number: self.hub.number_of(counter) }
+    }
+
+    /// A session that takes no messages for its user begins; whoever disconnects the user finds it. `false`: the user has
+    /// `max` sessions here already, and nothing was done.
+    #[must_use]
+    pub fn open_silent_session(&self, user: &UserId, session: Local, max: usize) -> bool {
+        let _presence = self.presence.lock(user);
+        let has_room = self.hub.all_sessions_of(user).len() < max;
+        if has_room {
+            self.hub.register_silent(user, session);
+        }
+        has_room
     }
 
     /// A session of this user, on this worker, subscribes to a channel.

@@ -40,7 +40,7 @@ impl Router {
         let (tell, told) = oneshot::channel();
         // A caller that has gone away needs no answer.
         let (tally, _) = Tally::new(None, move |closed| {
-            let _ = tell.send(closed);
+            let _ = tell.send(closed.sessions);
         });
         self.hub.tell_all(|| Command::CloseRevoked { tally: tally.clone() }).await;
         drop(tally);

@@ -97,15 +97,21 @@ impl AckWindow {
 
     /// The client has taken care of a message. `false`: the client owes no acknowledgement for this id.
     pub(super) fn acked(&mut self, id: &str) -> bool {
-        let Some(numbers) = self.by_id.get_mut(id) else { return false };
+        let Some(tally) = self.give_up(id) else { return false };
+        tally.count();
+        true
+    }
+
+    /// The client will not take care of a message: its tally. `None`: the client does not owe it.
+    pub(super) fn give_up(&mut self, id: &str) -> Option<Tally> {
+        let numbers = self.by_id.get_mut(id)?;
         let number = numbers.remove(0);
         if numbers.is_empty() {
             self.by_id.remove(id);
         }
-        let Some(unacked) = self.unacked.remove(&number) else { return false };
+        let unacked = self.unacked.remove(&number)?;
         self.unacked_bytes -= unacked.bytes;
-        unacked.tally.count();
-        true
+        Some(unacked.tally)
     }
 
     /// The next message that there is room for now.
@@ -160,7 +166,7 @@ mod tests {
 
         fn of(&self, n: usize) -> Tally {
             let tell = self.tell.clone();
-            Tally::new(None, move |taken| tell.send((n, taken)).unwrap()).0
+            Tally::new(None, move |taken| tell.send((n, taken.sessions)).unwrap()).0
         }
     }
 

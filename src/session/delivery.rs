@@ -11,9 +11,10 @@ use crate::hub::{Command, Counters, Tally};
 use crate::ids::ChannelName;
 use crate::protocol::close::CloseCode;
 use crate::protocol::message::{Message, Rendered};
-use crate::protocol::Codec;
+use crate::protocol::Framing;
 use crate::session::drain::Drain;
 use crate::session::state::Session;
+use crate::session::stomp::OneHead;
 use crate::session::worker::WorkerState;
 
 /// Commands carried out together, so that frames for one socket share a system call.
@@ -40,19 +41,40 @@ struct Block {
     bytes: usize,
 }
 
-/// The frames of a block in one piece, made for a codec when the first session needs it.
+/// The frames of a block in one piece, made for a framing of warren.v1 when the first session needs it, and for a
+/// subscription of STOMP whenever it differs from the one before.
 #[derive(Default)]
-struct Pieces([OnceCell<Bytes>; Codec::COUNT]);
+struct Pieces {
+    warren_v1: [OnceCell<Bytes>; Framing::COUNT],
+    stomp: OneHead,
+}
 
 impl Pieces {
-    fn of<'a>(&'a self, messages: &'a [Arc<Rendered>], codec: Codec) -> &'a Bytes {
+    fn of<'a>(&'a self, messages: &'a [Arc<Rendered>], framing: Framing) -> &'a Bytes {
         match messages {
-            [message] => message.frame(codec),
-            _ => self.0[codec as usize].get_or_init(|| {
+            [message] => message.warren_v1(framing),
+            _ => self.warren_v1[framing as usize].get_or_init(|| {
                 let mut piece = BytesMut::new();
-                messages.iter().for_each(|message| piece.extend_from_slice(message.frame(codec)));
+                messages.iter().for_each(|message| piece.extend_from_slice(message.warren_v1(framing)));
                 piece.freeze()
             }),
+        }
+    }
+
+    /// How many messages the session was handed.
+    fn send(&self, session: &Session, messages: &[Arc<Rendered>], audience: &Audience, now: u32) -> usize {
+        match session.stomp() {
+            None => {
+                session.send(self.of(messages, session.framing), None, now);
+                messages.len()
+            }
+            Some(stomp) => {
+                let channel = match audience {
+                    Audience::Everyone => None,
+                    Audience::Channel(channel) => Some(channel),
+                };
+                stomp.show(session, channel, messages, &self.stomp, now)
+            }
         }
     }
 }
@@ -109,7 +131,7 @@ impl WorkerState {
             Command::Broadcast { .. } | Command::Channel { .. } => {}
             Command::Gap { reason } => {
                 for (_, session) in self.sessions.borrow().iter().filter(|(_, session)| session.is_open()) {
-                    session.send(&session.codec.gap(reason), None, now);
+                    session.tell_gap(reason, now);
                 }
             }
             Command::Close { counters, code, tally } => {
@@ -194,10 +216,7 @@ impl WorkerState {
         let pieces = Pieces::default();
         let traced_us = self.router.trace().is_on().then(unix_us);
         let mut handed = 0;
-        let send = |session: &Rc<Session>| {
-            handed += messages.len();
-            session.send(pieces.of(&messages, session.codec), None, now);
-        };
+        let send = |session: &Rc<Session>| handed += pieces.send(session, &messages, &block.audience, now);
         match &block.audience {
             Audience::Everyone => {
                 let sessions = self.sessions.borrow();

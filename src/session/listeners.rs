@@ -1,4 +1,4 @@
-//! The sessions of a worker that listen to who comes and goes in a channel.
+//! The sessions of a worker that listen to who comes and goes in a channel. They speak warren.v1: STOMP has no frame for it.
 //!
 //! The worker keeps what its listeners were told last, and makes replies from it, so that replies and changes always fit
 //! to each other. Frames about presence never fill a socket's queue: a session that does not read is left out, and is sent
@@ -13,7 +13,8 @@ use crate::hub::{Answer, Ticket};
 use crate::ids::ChannelName;
 use crate::protocol::presence::{Roster, RosterUpdate};
 use crate::protocol::reply::{Presence, Reply};
-use crate::protocol::Codec;
+use crate::protocol::Framing;
+use crate::session::notices;
 use crate::session::replies::ReplyPermit;
 use crate::session::state::Session;
 use crate::session::worker::WorkerState;
@@ -161,13 +162,13 @@ impl WorkerState {
         let Listeners { channels, behind, .. } = &mut *listeners;
         let Some(listening) = channels.get_mut(channel) else { return };
         listening.update = Some(update.clone());
-        let mut frames = [const { None }; Codec::COUNT];
+        let mut frames = [const { None }; Framing::COUNT];
         let told = listening.listeners.values_mut().filter(|of| of.is_told && !of.is_behind);
         for listener in told.filter(|_| update.is_anew || !update.changes.is_empty()) {
-            let codec = listener.session.codec;
-            let frames = frames[codec as usize].get_or_insert_with(|| match update.is_anew {
-                true => codec.roster(channel, &update.roster),
-                false => codec.presence(channel, &update.changes),
+            let framing = listener.session.framing;
+            let frames = frames[framing as usize].get_or_insert_with(|| match update.is_anew {
+                true => notices::roster(framing, channel, &update.roster),
+                false => notices::presence(framing, channel, &update.changes),
             });
             listener.is_behind = !listener.session.offer(frames, now);
             *behind += usize::from(listener.is_behind);
@@ -193,7 +194,8 @@ impl WorkerState {
             let Some(update) = &listening.update else { continue };
             for listener in listening.listeners.values_mut().filter(|of| of.is_behind) {
                 if listener.session.is_caught_up() {
-                    listener.session.send(&listener.session.codec.roster(channel, &update.roster), None, now);
+                    let frame = notices::roster(listener.session.framing, channel, &update.roster);
+                    listener.session.send(&frame, None, now);
                     listener.is_behind = false;
                     *behind -= 1;
                 }

@@ -4,6 +4,8 @@
 //!   deadlines and shutdown; `deadlines.rs` and `drain.rs` hold the pure decisions.
 //! - `task.rs`: reads one socket and writes its queued frames.
 //! - `state.rs`: the state of one session; every frame to its client goes through it.
+//! - `inbound.rs`: the messages of a client, by framing and codec; `notices.rs`: what it is told, in the same.
+//! - `stomp/`: sessions that speak STOMP.
 //! - `requests.rs`: the requests of a client; `replies.rs`: the fates of its publishes, on the way back.
 //! - `subscriptions.rs`: which of the worker's sessions get the messages of a channel.
 //! - `socket.rs`: the bounded queue of frames to a socket; `acks.rs`: the messages that the client has yet to
@@ -16,13 +18,16 @@ mod acks;
 mod deadlines;
 mod delivery;
 mod drain;
+mod inbound;
 mod limiter;
 mod listeners;
+mod notices;
 mod presence;
 mod replies;
 mod requests;
 mod socket;
 mod state;
+mod stomp;
 mod subscriptions;
 mod sweep;
 mod task;
@@ -39,7 +44,8 @@ use crate::budgets::{Rates, Share};
 use crate::config::RateLimit;
 use crate::ids::UserId;
 use crate::metrics::Metrics;
-use crate::protocol::Codec;
+use crate::protocol::close::CloseCode;
+use crate::protocol::{Codec, Framing};
 
 /// Settings of all sessions of a node.
 #[derive(Clone)]
@@ -87,5 +93,9 @@ pub struct Admission {
     pub share: Option<Share>,
     /// Messages count as delivered when the client acknowledges them, not when they are written.
     pub acknowledges: bool,
-    pub codec: Codec,
+    /// `None`: the first message of the client will tell.
+    pub codec: Option<Codec>,
+    pub framing: Framing,
+    /// To be told so and closed: what is refused to a client of SockJS before that makes it try other ways.
+    pub refused: Option<CloseCode>,
 }

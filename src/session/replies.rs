@@ -80,7 +80,7 @@ pub(super) fn write(worker: &WorkerState, batch: &mut Vec<LateReply>) {
             Fate::Presence(presence) => Reply::Presence(presence),
             Fate::Subscribed { count } => Reply::Subscribed { count: *count },
         };
-        session.push(&session.codec.reply(awaited.request.as_deref(), &reply), None, now);
+        session.push_reply(awaited.request.as_deref(), &reply, now);
         touched.push(session);
     }
     for session in touched {

@@ -1,4 +1,4 @@
-//! The requests of a client: decoded, checked against the rate limit and the client's capabilities, carried out,
+//! The requests of a client of warren.v1: decoded, checked against the rate limit and the client's capabilities, carried out,
 //! answered.
 
 use std::rc::Rc;
@@ -11,10 +11,11 @@ use crate::delivery::trace::{unix_us, Step};
 use crate::error::{Code, Error};
 use crate::ids::MessageId;
 use crate::protocol::close::CloseCode;
-use crate::protocol::message::Sender;
+use crate::protocol::message::{Message, Sender};
 use crate::protocol::publish::PublishRequest;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Refusal, Request, RequestBody};
+use crate::protocol::warren_v1;
 use crate::session::limiter::Verdict;
 use crate::session::presence;
 use crate::session::replies::{Awaited, Fate};
@@ -25,7 +26,7 @@ use crate::session::worker::WorkerState;
 /// Acknowledgements of ids that the client does not owe, for one token.
 const UNKNOWN_ACKS_PER_TOKEN: usize = 64;
 
-/// Handles one text message. A bad message costs this session an answer or its socket, and others nothing.
+/// Handles one text message of warren.v1. A bad message costs this session an answer or its socket, and others nothing.
 pub(super) fn handle(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
     match session.phase.get() {
         Phase::Open => handle_open(worker, session, text),
@@ -36,7 +37,7 @@ pub(super) fn handle(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str
 }
 
 fn handle_unauthenticated(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
-    let identity = match session.codec.decode(text).map(|request| request.body) {
+    let identity = match warren_v1::request::parse(text).map(|request| request.body) {
         Ok(RequestBody::Auth(token)) => worker.settings.verifier.verify(&token),
         _ => Err(AuthError::Missing),
     };
@@ -51,7 +52,7 @@ fn handle_unauthenticated(worker: &Rc<WorkerState>, session: &Rc<Session>, text:
 }
 
 /// How a socket is closed whose first frame was no good token. As over HTTP, an address may fail so often.
-fn refusal(worker: &WorkerState, session: &Session, error: AuthError) -> CloseCode {
+pub(super) fn refusal(worker: &WorkerState, session: &Session, error: AuthError) -> CloseCode {
     let address = session.share.as_ref().map(Share::address);
     tracing::debug!(?address, reason = error.reason(), "credentials refused");
     match (error, address) {
@@ -70,7 +71,7 @@ fn handle_closing(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
     if !session.owes_acks() {
         return;
     }
-    if let Ok(Request { body: RequestBody::Ack(ids), .. }) = session.codec.decode(text) {
+    if let Ok(Request { body: RequestBody::Ack(ids), .. }) = warren_v1::request::parse(text) {
         session.on_acks(ids.iter().map(|id| &**id), worker.now());
     }
 }
@@ -78,7 +79,7 @@ fn handle_closing(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
 fn handle_open(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
     let now = worker.now();
     let traced_us = worker.router.trace().is_on().then(unix_us);
-    let decoded = session.codec.decode(text);
+    let decoded = warren_v1::request::parse(text);
     let id = match &decoded {
         Ok(request) => request.id,
         Err(refusal) => refusal.id,
@@ -175,7 +176,7 @@ fn refresh(
     let was_claimed = |channel| before.as_ref().is_some_and(|before| before.channels.contains(channel));
     for channel in claimed.iter().filter(|channel| !was_claimed(channel)) {
         if worker.put_into(session, channel, By::Token, Box::new(|| ())) == Put::New {
-            session.send(&session.codec.subscribed(channel), None, worker.now());
+            session.tell_subscribed(channel, worker.now());
         }
     }
     session.reply(id, &Reply::Ok, worker.now());
@@ -188,13 +189,37 @@ fn publish_from(
     id: Option<&str>,
     publish: PublishRequest<'_>,
 ) -> Result<(), Error> {
+    let way = match (publish.reply, publish.echo) {
+        (true, _) => Way::Request,
+        (false, true) => Way::Usual,
+        (false, false) => Way::WithoutEcho,
+    };
+    accept(worker, session, id, way, |sender| publish.into_message(sender, Now::read()))
+}
+
+/// How a message of a client is published.
+pub(super) enum Way {
+    Usual,
+    /// Not back to the session that publishes it.
+    WithoutEcho,
+    /// The application answers it.
+    Request,
+}
+
+/// Accepts a message of the client; `id` is that of the request, for the reply.
+pub(super) fn accept(
+    worker: &Rc<WorkerState>,
+    session: &Rc<Session>,
+    id: Option<&str>,
+    way: Way,
+    read: impl FnOnce(Sender) -> Result<Message, Error>,
+) -> Result<(), Error> {
     let Some(identity) = session.identity() else {
         return Err(Error::new(Code::Unauthorized, "not authenticated"));
     };
     let sender =
         Sender::Client { user: identity.user.clone(), session: worker.router.session_id(session.counter) };
-    let (wants_echo, wants_answer) = (publish.echo, publish.reply);
-    let message = publish.into_message(sender, Now::read())?;
+    let message = read(sender)?;
     if !identity.caps.may_publish(&message.target) {
         return Err(Error::new(Code::Forbidden, "this session may not publish to that target"));
     }
@@ -207,10 +232,10 @@ fn publish_from(
     let message_id = message.id.clone();
     // The router settles within its deadlines, also when the session has ended.
     let settle = move |settlement| permit.reply(awaited, Fate::Settled(message_id, settlement));
-    match wants_echo {
-        _ if wants_answer => worker.router.request(message, Some(session.counter), Box::new(settle)),
-        true => worker.router.accept(message, Box::new(settle)),
-        false => worker.router.accept_without_echo(message, session.counter, Box::new(settle)),
+    match way {
+        Way::Usual => worker.router.accept(message, Box::new(settle)),
+        Way::WithoutEcho => worker.router.accept_without_echo(message, session.counter, Box::new(settle)),
+        Way::Request => worker.router.request(message, Some(session.counter), Box::new(settle)),
     }
     Ok(())
 }

@@ -191,7 +191,7 @@ mod tests {
 
     fn tally() -> (Tally, mpsc::Receiver<u32>) {
         let (tell, told) = mpsc::channel();
-        (Tally::new(None, move |taken| tell.send(taken).unwrap()).0, told)
+        (Tally::new(None, move |taken| tell.send(taken.sessions).unwrap()).0, told)
     }
 
     #[tokio::test]

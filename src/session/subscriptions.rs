@@ -168,8 +168,12 @@ impl WorkerState {
     /// An order of the hub.
     pub(super) fn put_by_server(&self, session: &Rc<Session>, channel: &ChannelName, tally: Tally) {
         // Before any message for the channel can come.
+        // In STOMP only the client can subscribe, since it names the subscription.
+        if session.stomp().is_some() {
+            return;
+        }
         if self.room_for(session, channel) == Put::New {
-            session.send(&session.codec.subscribed(channel), None, self.now());
+            session.tell_subscribed(channel, self.now());
         }
         self.put_into(session, channel, By::Server, Box::new(move || tally.count()));
     }
@@ -178,7 +182,7 @@ impl WorkerState {
     pub(super) fn take_out_by_server(&self, session: &Session, channel: &ChannelName, tally: Tally) {
         if session.subscribes_to(channel) {
             self.unsubscribe(session, channel);
-            session.send(&session.codec.unsubscribed(channel, "removed"), None, self.now());
+            session.tell_unsubscribed(channel, "removed", self.now());
             tally.count();
         }
     }
@@ -223,7 +227,7 @@ impl WorkerState {
         self.stop_listening_where_forbidden(session);
         for channel in forbidden {
             self.unsubscribe(session, &channel);
-            session.send(&session.codec.unsubscribed(&channel, "forbidden"), None, self.now());
+            session.tell_unsubscribed(&channel, "forbidden", self.now());
         }
     }
 

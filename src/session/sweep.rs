@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::clock::unix_ms;
 use crate::protocol::close::CloseCode;
-use crate::protocol::wire;
+use crate::protocol::stomp::render::HEART_BEAT;
+use crate::protocol::{sockjs, wire, Framing};
 use crate::session::deadlines::{Due, Intervals, Unfinished, Watched};
 use crate::session::state::{Phase, Session};
 use crate::session::worker::WorkerState;
@@ -52,14 +53,15 @@ impl WorkerState {
         if matches!(phase, Phase::Closing { .. } | Phase::Ended) {
             return session.wake();
         }
-        let serial = session.decoder.borrow().unfinished();
+        let frame = session.stomp().and_then(|stomp| stomp.unfinished());
+        let serial = frame.or_else(|| session.decoder.borrow().unfinished());
         session.unfinished.set(Unfinished::follow(session.unfinished.get(), serial, now));
         let watched = Watched {
             opened_at: session.opened_at,
             is_authenticated: phase == Phase::Open,
             is_token_expired: is_token_expired(session, unix_s),
             unfinished: session.unfinished.get(),
-            are_acks_overdue: session.acks.borrow().as_ref().is_some_and(|acks| acks.is_overdue(now)),
+            are_acks_overdue: session.are_acks_overdue(now),
             pinged_at: session.pinged_at.get(),
             awaits_pong: session.awaits_pong.get(),
         };
@@ -70,8 +72,17 @@ impl WorkerState {
                 session.awaits_pong.set(true);
                 session.owes_pong.set(true);
                 session.send(&wire::ping_frame(&[]), None, now);
+                if session.framing == Framing::SockJs {
+                    session.send(&wire::text_frame(sockjs::HEART_BEAT), None, now);
+                }
             }
             Due::Close(code) => session.close(code, 0, now),
+        }
+        if let Some(stomp) = session.stomp() {
+            stomp.decline_held(now);
+            if stomp.beat_is_due(now) {
+                session.say(HEART_BEAT, now);
+            }
         }
     }
 

@@ -6,9 +6,9 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
-use crate::protocol::close::CloseCode;
 use crate::protocol::wire::{self, Event};
 use crate::session::deadlines::is_past;
+use crate::session::inbound;
 use crate::session::requests;
 use crate::session::socket::Sent;
 use crate::session::state::{Phase, Session};
@@ -66,8 +66,8 @@ pub(super) fn on_bytes(worker: &Rc<WorkerState>, session: &Rc<Session>, bytes: &
     session.awaits_pong.set(false);
     let mut on_event = |event: Event<'_>| {
         match event {
-            Event::Text(text) => requests::handle(worker, session, text),
-            Event::Binary(_) => session.close(CloseCode::BadRequest, 0, now),
+            Event::Text(text) => inbound::on_text(worker, session, text),
+            Event::Binary(bytes) => inbound::on_binary(worker, session, bytes),
             // A ping takes a token. Without one it gets no pong, and counts among the refusals.
             Event::Ping(payload) => {
                 if requests::take_tokens(worker, session, 1) {

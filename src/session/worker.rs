@@ -12,8 +12,10 @@ use crate::auth::Identity;
 use crate::budgets::Pace;
 use crate::clock::unix_ms;
 use crate::hub::{Commands, Local};
+use crate::ids::ChannelName;
 use crate::protocol::close::CloseCode;
 use crate::protocol::reply::{Limits, Welcome};
+use crate::protocol::{sockjs, wire, Codec, Framing};
 use crate::router::Router;
 use crate::session::deadlines::Intervals;
 use crate::session::delivery;
@@ -22,6 +24,7 @@ use crate::session::listeners::Listeners;
 use crate::session::replies::{self, LateReply, Replies};
 use crate::session::socket::Socket;
 use crate::session::state::{Opening, Phase, Session};
+use crate::session::stomp::Stomp;
 use crate::session::subscriptions::{By, Subscriptions};
 use crate::session::sweep;
 use crate::session::task::{on_bytes, SessionTask};
@@ -148,8 +151,17 @@ impl WorkerState {
     }
 
     fn accept_socket(self: &Rc<Self>, admission: Admission) {
-        let Admission { stream, mut early, identity, unauthenticated, share, acknowledges, codec } =
-            admission;
+        let Admission {
+            stream,
+            mut early,
+            identity,
+            unauthenticated,
+            share,
+            acknowledges,
+            codec,
+            framing,
+            refused,
+        } = admission;
         let now = self.now();
         let waiting = self.unauthenticated.get();
         let unauthenticated_max = self.settings.unauthenticated_max;
@@ -166,7 +178,9 @@ impl WorkerState {
         let workers = self.router.hub().workers() as u64;
         let opening = Opening {
             counter: (sequence * SLOTS + slot) * workers + self.index,
-            codec,
+            // A client that has a user and named no codec is welcomed at once.
+            codec: codec.or(identity.is_some().then_some(Codec::WarrenV1)),
+            framing,
             now,
             pinged_at: now.wrapping_sub(rand::random_range(0..=self.intervals.ping / 2)),
             message_bytes_max: self.settings.message_bytes_max,
@@ -178,10 +192,19 @@ impl WorkerState {
         entry.insert(session.clone());
         drop(sessions);
         self.unauthenticated.set(waiting + 1);
-        match identity {
-            Some(identity) => self.admit(&session, identity),
-            None if waiting >= unauthenticated_max => session.close(CloseCode::OverCapacity, 0, now),
-            None => {}
+        if let Some(codec) = session.chosen_codec() {
+            session.choose_codec(codec, self.settings.message_bytes_max, now);
+        }
+        if framing == Framing::SockJs {
+            session.send(&wire::text_frame(sockjs::OPEN), None, now);
+        }
+        match (identity, session.stomp()) {
+            _ if refused.is_some() => refused.into_iter().for_each(|code| session.close(code, 0, now)),
+            (Some(identity), None) => self.admit(&session, identity),
+            // Its CONNECT comes first.
+            (Some(identity), Some(stomp)) => stomp.set_known(identity),
+            (None, _) if waiting >= unauthenticated_max => session.close(CloseCode::OverCapacity, 0, now),
+            (None, _) => {}
         }
         if !early.is_empty() {
             on_bytes(self, &session, &mut early);
@@ -216,10 +239,15 @@ impl WorkerState {
         if !self.router.open_session(&identity.user, local, self.settings.sessions_per_user) {
             return session.close(CloseCode::OverCapacity, 0, self.now());
         }
-        session.send(&session.codec.welcome(&welcome), None, self.now());
+        session.welcome(&welcome, self.now());
+        self.begin(session, identity, &channels);
+    }
+
+    /// A session that was told of its user begins, with these channels.
+    pub(super) fn begin(&self, session: &Rc<Session>, identity: Identity, channels: &[ChannelName]) {
         session.identify(identity);
         self.unauthenticated.set(self.unauthenticated.get() - 1);
-        for channel in &channels {
+        for channel in channels {
             self.put_into(session, channel, By::Token, Box::new(|| ()));
         }
         if session.phase.get() == Phase::Unauthenticated {
@@ -241,7 +269,10 @@ impl WorkerState {
         }
         match session.identity() {
             Some(identity) => {
-                self.router.close_session(&identity.user, session.counter);
+                match session.stomp().is_none_or(Stomp::is_reachable) {
+                    true => self.router.close_session(&identity.user, session.counter),
+                    false => self.router.hub().forget_silent(&identity.user, session.counter),
+                }
                 self.settings.metrics.session_closed(session.close_code.get());
             }
             None => self.unauthenticated.set(self.unauthenticated.get() - 1),

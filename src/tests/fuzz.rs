@@ -198,16 +198,6 @@ pub fn input(properties: &Properties, body: &[u8]) -> Vec<u8> {
     [lines.join("\n").as_bytes(), b"\n\n", body].concat()
 }
 
-/// What a frame of ours carries: behind its first byte and its length (RFC 6455 section 5.2).
-pub fn payload_of(frame: &[u8]) -> &[u8] {
-    let header = match frame[1] {
-        126 => 4,
-        127 => 10,
-        _ => 2,
-    };
-    &frame[header..]
-}
-
 #[test]
 fn a_failure_is_found_and_the_same_seed_finds_it_again() {
     // Two words in their order, which no single change of the good input makes.

@@ -49,7 +49,7 @@ impl OnItsWay {
             })),
             move |taken| {
                 let _ = tell_first.try_send(());
-                let _ = tell_all.send(taken);
+                let _ = tell_all.send(taken.sessions);
             },
         );
         loop {

@@ -47,5 +47,7 @@ mod routing;
 mod secrets;
 mod security;
 mod session;
+mod sockjs;
+mod stomp;
 mod tidy;
 mod wire_differential;

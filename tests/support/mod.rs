@@ -5,4 +5,5 @@ pub mod eventually;
 pub mod nodes;
 pub mod process;
 pub mod raw_ws;
+pub mod stomp;
 pub mod user;

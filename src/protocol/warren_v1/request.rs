@@ -166,7 +166,7 @@ struct Id<'a>(#[serde(borrow)] Cow<'a, str>);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::fuzz::{fuzz, payload_of};
+    use crate::tests::fuzz::fuzz;
 
     #[test]
     fn requests_are_read() {
@@ -256,8 +256,8 @@ mod tests {
                     let sender = crate::protocol::message::Sender::Service { service: "s".into() };
                     let told = match publish.into_message(sender, crate::clock::Now::read()) {
                         Ok(message) => {
-                            let frame = crate::protocol::Codec::WarrenV1.message(&message);
-                            serde_json::from_slice::<&RawValue>(payload_of(&frame)).expect("a frame is JSON");
+                            let frame = crate::protocol::warren_v1::reply::message(&message);
+                            serde_json::from_slice::<&RawValue>(&frame).expect("a frame is JSON");
                             format!("{:?} {:?}", std::mem::discriminant(&message.target), message.guarantee)
                         }
                         Err(error) => error.message,

@@ -6,6 +6,7 @@ use bytes::Bytes;
 const CONTROL_BYTES_MAX: usize = 125;
 /// FIN, and the opcode of each kind of frame.
 const TEXT: u8 = 0x81;
+const BINARY: u8 = 0x82;
 const CLOSE: u8 = 0x88;
 const PING: u8 = 0x89;
 const PONG: u8 = 0x8a;
@@ -13,17 +14,22 @@ const PONG: u8 = 0x8a;
 /// A text message. Header and payload lie in one allocation of exactly their length, which all sockets that get
 /// the message share. The caller answers for `payload` being UTF-8.
 pub fn text_frame(payload: &[u8]) -> Bytes {
-    frame(TEXT, payload)
+    frame(TEXT, &[payload])
+}
+
+/// A text or binary message whose payload lies in parts. The caller answers for a text being UTF-8.
+pub fn message_frame(is_binary: bool, parts: &[&[u8]]) -> Bytes {
+    frame(if is_binary { BINARY } else { TEXT }, parts)
 }
 
 /// A ping; what exceeds the 125 bytes of a control frame is cut off.
 pub fn ping_frame(payload: &[u8]) -> Bytes {
-    frame(PING, control(payload))
+    frame(PING, &[control(payload)])
 }
 
 /// The answer to a ping, with the ping's payload.
 pub fn pong_frame(payload: &[u8]) -> Bytes {
-    frame(PONG, control(payload))
+    frame(PONG, &[control(payload)])
 }
 
 /// A close frame. A reason of more than 123 bytes is cut at a character.
@@ -35,15 +41,15 @@ pub fn close_frame(code: u16, reason: &str) -> Bytes {
     let mut payload = Vec::with_capacity(2 + end);
     payload.extend_from_slice(&code.to_be_bytes());
     payload.extend_from_slice(reason.get(..end).unwrap_or_default().as_bytes());
-    frame(CLOSE, &payload)
+    frame(CLOSE, &[&payload])
 }
 
 fn control(payload: &[u8]) -> &[u8] {
     payload.get(..CONTROL_BYTES_MAX).unwrap_or(payload)
 }
 
-fn frame(first: u8, payload: &[u8]) -> Bytes {
-    let len = payload.len();
+fn frame(first: u8, parts: &[&[u8]]) -> Bytes {
+    let len = parts.iter().map(|part| part.len()).sum::<usize>();
     let header_len = match len {
         0..=125 => 2,
         126..=0xffff => 4,
@@ -62,7 +68,7 @@ fn frame(first: u8, payload: &[u8]) -> Bytes {
             out.extend_from_slice(&(len as u64).to_be_bytes());
         }
     }
-    out.extend_from_slice(payload);
+    parts.iter().for_each(|part| out.extend_from_slice(part));
     Bytes::from(out)
 }
 

@@ -10,8 +10,18 @@ use hyper::header::{
 use hyper::{HeaderMap, Method, StatusCode, Version};
 use sha1::{Digest as _, Sha1};
 
-/// The only subprotocol that is spoken here.
-pub const SUBPROTOCOL: &str = "warren.v1";
+use crate::protocol::{stomp, Codec};
+
+/// A name, and what is spoken under it.
+pub type Subprotocol = (&'static str, Codec);
+
+/// The subprotocols that are spoken here, each with its codec; of those that a client offers the first here is chosen.
+pub const SUBPROTOCOLS: [Subprotocol; 4] = [
+    ("warren.v1", Codec::WarrenV1),
+    (stomp::SUBPROTOCOLS[0], Codec::Stomp),
+    (stomp::SUBPROTOCOLS[1], Codec::Stomp),
+    (stomp::SUBPROTOCOLS[2], Codec::Stomp),
+];
 /// A browser cannot set headers on a WebSocket, but it may offer its token as a subprotocol of this form.
 const BEARER_PREFIX: &str = "bearer.";
 /// RFC 6455 section 1.3.
@@ -25,6 +35,8 @@ pub struct Accepted {
     pub accept: String,
     /// Value of `Sec-WebSocket-Protocol`; no such header when the client offered none.
     pub subprotocol: Option<&'static str>,
+    /// That of the subprotocol; `None`: the first message will tell.
+    pub codec: Option<Codec>,
     /// The token of a `bearer.<jwt>` element. A secret: it is never sent back.
     pub bearer: Option<String>,
 }
@@ -44,6 +56,7 @@ impl fmt::Debug for Accepted {
         f.debug_struct("Accepted")
             .field("accept", &self.accept)
             .field("subprotocol", &self.subprotocol)
+            .field("codec", &self.codec)
             .field("bearer", &bearer)
             .finish()
     }
@@ -105,7 +118,8 @@ pub fn check(method: &Method, version: Version, headers: &HeaderMap) -> Result<A
         Err(reason) => return Err(Refusal::bad(reason)),
     };
     let (subprotocol, bearer) = subprotocol(headers)?;
-    Ok(Accepted { accept: accept_key(key), subprotocol, bearer })
+    let (subprotocol, codec) = subprotocol.unzip();
+    Ok(Accepted { accept: accept_key(key), subprotocol, codec, bearer })
 }
 
 /// Value of `Sec-WebSocket-Accept` for the client's key (RFC 6455 section 4.2.2, item 5.4).
@@ -135,17 +149,17 @@ fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     lines.any(|line| line.split(',').any(|element| element.trim().eq_ignore_ascii_case(token)))
 }
 
-/// Chooses from what the client offers. Without an offer the client gets warren.v1 all the same, unnamed: a server
-/// must not name a subprotocol that was not offered. A browser fails a socket whose offers were all passed over,
+/// Chooses from what the client offers. Without an offer none is named: a server must not name a subprotocol that was not
+/// offered. A browser fails a socket whose offers were all passed over,
 /// so that case is refused here, where a reason can be given.
-fn subprotocol(headers: &HeaderMap) -> Result<(Option<&'static str>, Option<String>), Refusal> {
-    let (mut offered, mut chosen, mut bearer) = (false, None, None);
+fn subprotocol(headers: &HeaderMap) -> Result<(Option<Subprotocol>, Option<String>), Refusal> {
+    let (mut offered, mut chosen, mut bearer) = (false, None::<usize>, None);
     for line in headers.get_all(SEC_WEBSOCKET_PROTOCOL) {
         let line = line.to_str().map_err(|_| Refusal::bad("Sec-WebSocket-Protocol is not ASCII"))?;
         for element in line.split(',').map(str::trim).filter(|element| !element.is_empty()) {
             offered = true;
-            if element == SUBPROTOCOL {
-                chosen = Some(SUBPROTOCOL);
+            if let Some(known) = SUBPROTOCOLS.iter().position(|(name, _)| *name == element) {
+                chosen = Some(chosen.map_or(known, |before| before.min(known)));
             } else if let Some(token) = element.strip_prefix(BEARER_PREFIX) {
                 if token.is_empty() || bearer.is_some() {
                     return Err(Refusal::bad("offer exactly one token as bearer.<jwt>"));
@@ -155,9 +169,11 @@ fn subprotocol(headers: &HeaderMap) -> Result<(Option<&'static str>, Option<Stri
         }
     }
     if offered && chosen.is_none() {
-        return Err(Refusal::bad("no supported subprotocol offered: warren.v1"));
+        return Err(Refusal::bad(
+            "no supported subprotocol offered: warren.v1, v12.stomp, v11.stomp, v10.stomp",
+        ));
     }
-    Ok((chosen, bearer))
+    Ok((chosen.map(|known| SUBPROTOCOLS[known]), bearer))
 }
 
 #[cfg(test)]
@@ -248,6 +264,13 @@ mod tests {
         assert_eq!(offer(&["chat, warren.v1, bearer.aa.bb-c.d_d"]), Ok((Some("warren.v1"), token())));
         assert_eq!(offer(&["bearer.aa.bb-c.d_d", "warren.v1"]), Ok((Some("warren.v1"), token())));
         assert_eq!(offer(&[" , "]), Ok((None, None)));
+        assert_eq!(
+            offer(&["v10.stomp, v11.stomp"]),
+            Ok((Some("v11.stomp"), None)),
+            "the highest, not the first"
+        );
+        assert_eq!(offer(&["v10.stomp, bearer.aa.bb-c.d_d, v12.stomp"]), Ok((Some("v12.stomp"), token())));
+        assert_eq!(offer(&["v12.stomp", "warren.v1"]), Ok((Some("warren.v1"), None)));
         for refused in
             ["chat", "Warren.v1", "bearer.aa", "warren.v1, bearer.", "bearer.a, warren.v1, bearer.b", "é"]
         {

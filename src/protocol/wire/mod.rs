@@ -11,5 +11,5 @@ mod header;
 mod utf8;
 
 pub use decoder::{Decoder, FRAGMENTS_MAX, MESSAGE_BYTES_MAX};
-pub use encode::{close_frame, ping_frame, pong_frame, text_frame};
+pub use encode::{close_frame, message_frame, ping_frame, pong_frame, text_frame};
 pub use event::{Event, Violation};

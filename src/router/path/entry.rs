@@ -45,7 +45,15 @@ pub(super) struct Flight {
     /// Sessions that have taken it.
     pub(super) sessions: u32,
     pub(super) held: bool,
+    /// Sessions did not want it.
+    pub(super) declined: bool,
     pub(super) answer_by: Instant,
+}
+
+impl Flight {
+    pub(super) fn new(waiting: Nodes, answer_by: Instant) -> Self {
+        Self { waiting, sessions: 0, held: false, declined: false, answer_by }
+    }
 }
 
 impl Entry {

@@ -1,7 +1,7 @@
 //! One message on its way to sessions here: what its origins were told, and where it is.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
@@ -10,6 +10,11 @@ use crate::bus::AckToken;
 use crate::delivery::envelope::Origin;
 use crate::delivery::peer_words::Receipt;
 use crate::protocol::message::{Message, Stamp};
+
+/// An origin is told that a message is held when no session has taken it for so long.
+const HELD_AFTER: Duration = Duration::from_millis(100);
+/// Before the origin gives up it is told what is known.
+const ANSWER_MARGIN: Duration = Duration::from_millis(3_000);
 
 /// A message that is queued for sessions here, or that they have and have not taken.
 pub(super) struct Item {
@@ -58,6 +63,35 @@ impl Item {
         self.told = told;
         for origin in &self.origins {
             effects.push(Effect::Answer { origin: origin.clone(), receipt });
+        }
+    }
+
+    /// When [`Item::on_tick`] has something to do.
+    pub(super) fn due(&self) -> Option<Instant> {
+        match self.told {
+            _ if self.origins.is_empty() => None,
+            Told::Nothing => Some(self.since + HELD_AFTER),
+            Told::Queued | Told::Held => {
+                self.answer_by.map(|at| at.checked_sub(ANSWER_MARGIN).unwrap_or(self.since))
+            }
+            Told::All => None,
+        }
+    }
+
+    /// Tells the origins what they must know by now.
+    pub(super) fn on_tick(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        if self.origins.is_empty() {
+            return;
+        }
+        if self.told == Told::Nothing && now >= self.since + HELD_AFTER {
+            self.tell_place(effects);
+        }
+        let is_told = matches!(self.told, Told::Queued | Told::Held);
+        if is_told && self.answer_by.is_some_and(|at| now + ANSWER_MARGIN >= at) {
+            self.told = Told::All;
+            if self.place == Place::PartlyTaken {
+                answer_all(std::mem::take(&mut self.origins), Receipt::Delivered(1), effects);
+            }
         }
     }
 

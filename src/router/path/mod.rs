@@ -21,6 +21,7 @@ use crate::bus::{AckToken, Outcome};
 use crate::delivery::envelope::{Envelope, Origin, Tag};
 use crate::delivery::peer_words::Receipt;
 use crate::delivery::seen::SeenKey;
+use crate::hub::Taken;
 use crate::ids::{Life, NodeId};
 use crate::protocol::message::{Message, Settlement, Stamp};
 use crate::protocol::target::Target;
@@ -107,11 +108,13 @@ pub enum Event {
     MailGivenBack,
     /// One session has taken a message, others still have it.
     FirstTaken(SeenKey),
-    /// No session has the message any more; so many took it.
+    /// No session has the message any more.
     Resolved {
         key: SeenKey,
-        sessions: u32,
+        taken: Taken,
     },
+    /// A mail that sessions declined is with the dead letters, or cannot get there now.
+    MailRefused,
     /// The workers had no room for these, in this order.
     NoRoom(Vec<SeenKey>),
     // ---- both ----
@@ -167,6 +170,11 @@ pub enum Effect {
         ack: AckToken,
         message: Arc<Message>,
     },
+    /// Mail that sessions declined: to the dead letters, and out of the box.
+    Refuse {
+        ack: AckToken,
+        message: Arc<Message>,
+    },
     /// Read the target's box.
     ReadBox,
     /// Mail that was taken lies in the target's box still: read it some time.
@@ -218,9 +226,8 @@ impl Path {
             Event::MailRead { mail, covers } => inbound.on_mail(mail, covers, now, world, effects),
             Event::MailGivenBack => inbound.on_given_back(world.is_here(target), effects),
             Event::FirstTaken(key) => inbound.on_first_taken(key),
-            Event::Resolved { key, sessions } => {
-                inbound.on_resolved(target, key, sessions, now, world, effects)
-            }
+            Event::Resolved { key, taken } => inbound.on_resolved(target, key, taken, now, world, effects),
+            Event::MailRefused => inbound.on_refused(),
             Event::NoRoom(keys) => inbound.on_no_room(&keys, now),
             Event::Tick => inbound.on_tick(now, effects),
         }

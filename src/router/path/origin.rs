@@ -95,6 +95,7 @@ impl OriginSide {
             Receipt::NotHere => entry.not_here.push(node.clone()),
             Receipt::Full => self.store_everything(),
             Receipt::NotTaken => entry.shown = true,
+            Receipt::Declined => flight.declined = true,
             Receipt::Held | Receipt::Queued => {}
         }
         self.conclude(at, effects);
@@ -188,6 +189,10 @@ impl OriginSide {
         if flight.sessions > 0 {
             let sessions = flight.sessions;
             return self.settle(at, Settlement::Delivered { sessions }, effects);
+        }
+        if flight.declined {
+            let text = "the receiver is connected, and has no subscription that takes this";
+            return self.settle(at, failed(Code::Declined, text), effects);
         }
         #[cfg(feature = "sabotage")]
         if crate::sabotage::is("no-reroute") {
@@ -356,7 +361,7 @@ impl OriginSide {
         order.sent += 1;
         order.sent_bytes += message.bytes();
         let answer_by = order.answer_by.min(entry.store_at());
-        entry.stage = Stage::InFlight(Flight { waiting: nodes.clone(), sessions: 0, held: false, answer_by });
+        entry.stage = Stage::InFlight(Flight::new(nodes.clone(), answer_by));
         effects.push(Effect::Send { tag: entry.tag, nodes, message, answer_by: entry.give_up_at() });
         true
     }

@@ -16,6 +16,7 @@ use super::{Effect, Mail, World};
 use crate::delivery::envelope::{Envelope, Scope};
 use crate::delivery::peer_words::Receipt;
 use crate::delivery::seen::SeenKey;
+use crate::hub::Taken;
 use crate::ids::Life;
 use crate::protocol::message::Stamp;
 use crate::protocol::target::Target;
@@ -28,10 +29,6 @@ const QUEUE_BYTES_MAX: usize = 2 * 1024 * 1024;
 const WINDOW: usize = 64;
 /// The same in bytes; a single message may be longer.
 const WINDOW_BYTES: usize = 128 * 1024;
-/// An origin is told that a message is held when no session has taken it for so long.
-const HELD_AFTER: Duration = Duration::from_millis(100);
-/// Before the origin gives up it is told what is known.
-const ANSWER_MARGIN: Duration = Duration::from_millis(3_000);
 /// How soon the workers are asked again when they had no room.
 const ROOM_AFTER: Duration = Duration::from_millis(5);
 
@@ -55,13 +52,15 @@ pub(super) struct TargetSide {
     last: SmallVec<[Stamp; 2]>,
     /// Mail of the reading under way was handed to sessions that have ended without taking it.
     untaken: bool,
+    /// Mails that sessions declined, on their way to the dead letters.
+    refused: usize,
     /// The workers had no room: nothing is handed out before the next tick.
     no_room_since: Option<Instant>,
 }
 
 impl TargetSide {
     pub(super) fn is_idle(&self) -> bool {
-        self.items.is_empty() && self.wanted == self.covered && !self.untaken
+        self.items.is_empty() && self.wanted == self.covered && !self.untaken && self.refused == 0
     }
 
     pub(super) fn untaken_mail(&self) -> bool {
@@ -77,20 +76,12 @@ impl TargetSide {
     }
 
     pub(super) fn holds_mail(&self) -> bool {
-        self.items.values().any(|item| item.mail.is_some())
+        self.refused > 0 || self.items.values().any(|item| item.mail.is_some())
     }
 
     pub(super) fn due(&self) -> Option<Instant> {
-        let next = |item: &Item| match item.told {
-            _ if item.origins.is_empty() => None,
-            Told::Nothing => Some(item.since + HELD_AFTER),
-            Told::Queued | Told::Held => {
-                item.answer_by.map(|at| at.checked_sub(ANSWER_MARGIN).unwrap_or(item.since))
-            }
-            Told::All => None,
-        };
         let room = self.no_room_since.map(|since| since + ROOM_AFTER);
-        self.items.values().filter_map(next).min().into_iter().chain(room).min()
+        self.items.values().filter_map(Item::due).min().into_iter().chain(room).min()
     }
 
     // ---- what arrives ----
@@ -296,7 +287,7 @@ impl TargetSide {
         &mut self,
         target: &Target,
         key: SeenKey,
-        sessions: u32,
+        taken: Taken,
         now: Instant,
         world: &impl World,
         effects: &mut Vec<Effect>,
@@ -306,7 +297,8 @@ impl TargetSide {
             self.out -= 1;
             self.out_bytes -= item.message.bytes();
         }
-        if sessions > 0 {
+        if taken.sessions > 0 {
+            let sessions = taken.sessions;
             world.note_taken(key, sessions, now);
             answer_all(item.origins, Receipt::Delivered(sessions), effects);
             let message = item.message;
@@ -318,12 +310,26 @@ impl TargetSide {
             }
             return;
         }
-        answer_all(item.origins, Receipt::NotTaken, effects);
-        self.untaken |= item.mail.is_some();
-        if (item.mail.is_some() || item.left_in_box) && world.is_here(target) {
+        let receipt = if taken.declined { Receipt::Declined } else { Receipt::NotTaken };
+        answer_all(item.origins, receipt, effects);
+        let is_mail = item.mail.is_some() || item.left_in_box;
+        if let Some(ack) = item.mail {
+            if taken.declined {
+                // The reading must not end before the dead letters have it.
+                self.refused += 1;
+                return effects.push(Effect::Refuse { ack, message: item.message });
+            }
+            self.untaken = true;
+        }
+        if is_mail && world.is_here(target) {
             // The session ended without taking it, and the user is here with another one.
             self.want_mail(effects);
         }
+    }
+
+    /// A mail that sessions declined is out of the box, or in it again.
+    pub(super) fn on_refused(&mut self) {
+        self.refused = self.refused.saturating_sub(1);
     }
 
     /// Puts back what the workers had no room for.
@@ -343,18 +349,7 @@ impl TargetSide {
 
     pub(super) fn on_tick(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         self.no_room_since = None;
-        for item in self.items.values_mut().filter(|item| !item.origins.is_empty()) {
-            if item.told == Told::Nothing && now >= item.since + HELD_AFTER {
-                item.tell_place(effects);
-            }
-            let is_told = matches!(item.told, Told::Queued | Told::Held);
-            if is_told && item.answer_by.is_some_and(|at| now + ANSWER_MARGIN >= at) {
-                item.told = Told::All;
-                if item.place == Place::PartlyTaken {
-                    answer_all(std::mem::take(&mut item.origins), Receipt::Delivered(1), effects);
-                }
-            }
-        }
+        self.items.values_mut().for_each(|item| item.on_tick(now, effects));
     }
 
     /// Hands out what the barrier and the window allow.

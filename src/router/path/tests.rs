@@ -147,7 +147,7 @@ impl Sim {
                     if self.b.0.here.get() {
                         self.outbox.push_back((key, message));
                     } else {
-                        self.at_b(Event::Resolved { key, sessions: 0 });
+                        self.at_b(Event::Resolved { key, taken: Taken { sessions: 0, declined: false } });
                     }
                 }
                 Effect::Acknowledge { ack, .. } => assert!(ack.ack(), "nobody reads the verdict"),
@@ -196,7 +196,7 @@ impl Sim {
         }
         self.at_b(Event::SessionsGone);
         for (key, _) in std::mem::take(&mut self.outbox) {
-            self.at_b(Event::Resolved { key, sessions: 0 });
+            self.at_b(Event::Resolved { key, taken: Taken { sessions: 0, declined: false } });
         }
     }
 
@@ -204,7 +204,7 @@ impl Sim {
     fn take(&mut self) {
         if let Some((key, message)) = self.outbox.pop_front() {
             self.shown.last_mut().unwrap().push((number(&message), message.redelivered));
-            self.at_b(Event::Resolved { key, sessions: 1 });
+            self.at_b(Event::Resolved { key, taken: Taken { sessions: 1, declined: false } });
         }
     }
 
