@@ -187,11 +187,7 @@ impl Config {
                 Some("json") => LogFormat::Json,
                 _ => LogFormat::Text,
             },
-            trace: match from.word("TRACE") {
-                Some("off") => Tracing::Off,
-                Some("always") => Tracing::Always,
-                _ => Tracing::Watched,
-            },
+            trace: trace(&mut from),
         };
         config.check_together(&mut from);
         if from.mistakes.is_empty() {
@@ -311,6 +307,14 @@ fn message_rate(from: &mut Reading) -> Option<RateLimit> {
     let narrow = |number: u64| NonZeroU32::new(u32::try_from(number).unwrap_or(u32::MAX));
     let (rate, burst) = (from.number("MESSAGE_RATE"), from.number("MESSAGE_BURST"));
     Some(RateLimit { per_second: narrow(rate)?, burst: narrow(burst)? })
+}
+
+fn trace(from: &mut Reading) -> Tracing {
+    match from.word("TRACE") {
+        Some("off") => Tracing::Off,
+        Some("always") => Tracing::Always,
+        _ => Tracing::Watched,
+    }
 }
 
 fn log(from: &mut Reading) -> String {

@@ -20,14 +20,17 @@ use crate::ids::{SessionId, UserId};
 use crate::router::ask::Found;
 
 pub(super) fn routes(state: Arc<AppState>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone {
-    let v1 = warp::path("v1").and(with_caller(state));
+    let v1 = warp::path("v1").and(asked(state));
     let messages = v1
         .clone()
         .and(warp::path!("messages"))
         .and(warp::post())
         .and(warp::header::headers_cloned())
         .and(warp::body::stream())
-        .then(|(state, caller): Asked, headers, body| publish::post(state, caller, headers, body));
+        .then(|asked: Asked, headers, body| {
+            let caller = asked.caller();
+            publish::post(asked.state, caller, headers, body)
+        });
     let revoke = v1
         .clone()
         .and(warp::path!("revocations"))
@@ -66,25 +69,34 @@ pub(super) fn routes(state: Arc<AppState>) -> impl Filter<Extract = (Response,),
         .unify()
 }
 
-pub(super) type Asked = (Arc<AppState>, Result<Caller, Error>);
-
-fn with_caller(
+/// A request to the API. Each route that is tried gets one: the credentials are looked at by the one that answers.
+pub(super) struct Asked {
     state: Arc<AppState>,
-) -> impl Filter<Extract = (Asked,), Error = std::convert::Infallible> + Clone {
+    headers: HeaderMap,
+    client: Option<Client>,
+}
+
+impl Asked {
+    fn caller(&self) -> Result<Caller, Error> {
+        let caller = bearer(&self.headers).and_then(|token| self.state.verifier.api(token));
+        caller.map_err(|error| refusal(&self.state, self.client, error))
+    }
+}
+
+fn asked(state: Arc<AppState>) -> impl Filter<Extract = (Asked,), Error = std::convert::Infallible> + Clone {
     let from = warp::ext::optional::<(Client, Arc<Connection>)>();
     warp::header::headers_cloned().and(from).map(
         move |headers: HeaderMap, from: Option<(Client, Arc<Connection>)>| {
-            let caller = bearer(&headers).and_then(|token| state.verifier.api(token));
             let client = from.map(|(client, _)| client);
-            (state.clone(), caller.map_err(|error| refusal(&state, client, error)))
+            Asked { state: state.clone(), headers, client }
         },
     )
 }
 
 /// Everything but publishing needs the whole API.
-pub(super) fn allowed((state, caller): Asked) -> Result<Arc<AppState>, Error> {
-    match caller?.api() {
-        true => Ok(state),
+pub(super) fn allowed(asked: Asked) -> Result<Arc<AppState>, Error> {
+    match asked.caller()?.api() {
+        true => Ok(asked.state),
         false => Err(Error::new(Code::Forbidden, "these credentials do not open the API")),
     }
 }

@@ -8,6 +8,7 @@
 //! calls nothing.
 
 mod channels;
+mod command;
 mod listeners;
 mod listing;
 mod numbers;
@@ -25,10 +26,10 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 use crate::ids::{ChannelName, UserId, UserKey};
 use crate::protocol::close::CloseCode;
 use crate::protocol::message::Rendered;
-use crate::protocol::presence::RosterUpdate;
 
 pub use channels::Change;
 use channels::Channels;
+pub use command::Command;
 pub use listeners::{Answer, Ticket};
 use numbers::Numbers;
 use silent::Silent;
@@ -48,31 +49,6 @@ pub struct Local {
 }
 
 pub type Counters = SmallVec<[u64; 2]>;
-
-/// An order to a worker.
-#[derive(Debug)]
-pub enum Command {
-    /// A message for these sessions.
-    Deliver { counters: Counters, message: Arc<Rendered>, tally: Tally },
-    /// A message for every session.
-    Broadcast { message: Arc<Rendered> },
-    /// A message for every session that subscribes to a channel, but for one: that of a publisher who wants no echo.
-    Channel { channel: ChannelName, message: Arc<Rendered>, except: Option<u64> },
-    /// Every session is told that it may have missed messages.
-    Gap { reason: &'static str },
-    /// Close these sessions; the tally counts those that were there.
-    Close { counters: Counters, code: CloseCode, tally: Tally },
-    /// Put these sessions into a channel; the tally counts those that are in it, when their messages reach them.
-    Subscribe { counters: Counters, channel: ChannelName, tally: Tally },
-    /// Take these sessions out of a channel; the tally counts those that were in it.
-    Unsubscribe { counters: Counters, channel: ChannelName, tally: Tally },
-    /// Who came to and left a channel that sessions of the worker listen to, and for which questions the nodes were asked.
-    Roster { channel: ChannelName, update: Arc<RosterUpdate>, answers: Arc<[Answer]> },
-    /// Close the sessions whose token counts no longer; the tally counts them.
-    CloseRevoked { tally: Tally },
-    /// The node stops: close every session within so many milliseconds.
-    Drain { spread_ms: u32 },
-}
 
 /// A worker's queue has no room now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,6 +8,8 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::error::{Code, Error};
 use crate::hub::{Answer, Ticket};
 use crate::ids::ChannelName;
@@ -18,6 +20,9 @@ use crate::session::notices;
 use crate::session::replies::ReplyPermit;
 use crate::session::state::Session;
 use crate::session::worker::WorkerState;
+
+/// Bytes that wait for a client before it gets nothing more of what may be left out.
+const OFFER_BYTES_MAX: usize = 16 * 1024;
 
 struct Listener {
     session: Rc<Session>,
@@ -218,5 +223,22 @@ impl WorkerState {
         let ticket = self.await_roster(session, id, channel, false, room);
         self.router.ask_roster(channel, ticket);
         Ok(())
+    }
+}
+
+impl Session {
+    /// Sends what may be left out: `false` if the client has too much to read already.
+    pub(super) fn offer(&self, piece: &Bytes, now: u32) -> bool {
+        let queued = self.socket.borrow().queued();
+        if queued > 0 && queued + piece.len() > OFFER_BYTES_MAX.min(self.outbox_bytes_max as usize / 4) {
+            return false;
+        }
+        self.send(piece, None, now);
+        true
+    }
+
+    /// Whether the client has read everything.
+    pub(super) fn is_caught_up(&self) -> bool {
+        self.socket.borrow().is_flushed()
     }
 }

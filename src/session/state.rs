@@ -26,9 +26,6 @@ use crate::session::subscriptions::OwnChannels;
 /// that are on their way from the client.
 const CLOSE_GRACE_MS: u32 = 1_000;
 
-/// Bytes that wait for a client before it gets nothing more of what may be left out.
-const OFFER_BYTES_MAX: usize = 16 * 1024;
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     /// The first frame must bring a token.
@@ -75,7 +72,7 @@ pub(super) struct Session {
     pub(super) in_flight: Cell<u32>,
     /// 1006 is for a connection that ended without a close frame (RFC 6455 section 7.4.1).
     pub(super) close_code: Cell<u16>,
-    outbox_bytes_max: u32,
+    pub(super) outbox_bytes_max: u32,
 }
 
 /// The properties of a new session.
@@ -165,21 +162,6 @@ impl Session {
 
     pub(super) fn identity(&self) -> Option<Rc<Identity>> {
         self.identity.borrow().clone()
-    }
-
-    /// Sends what may be left out: `false` if the client has too much to read already.
-    pub(super) fn offer(&self, piece: &Bytes, now: u32) -> bool {
-        let queued = self.socket.borrow().queued();
-        if queued > 0 && queued + piece.len() > OFFER_BYTES_MAX.min(self.outbox_bytes_max as usize / 4) {
-            return false;
-        }
-        self.send(piece, None, now);
-        true
-    }
-
-    /// Whether the client has read everything.
-    pub(super) fn is_caught_up(&self) -> bool {
-        self.socket.borrow().is_flushed()
     }
 
     /// Runs the session's task, which acts on what has changed.
