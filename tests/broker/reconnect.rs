@@ -57,8 +57,16 @@ async fn six_cuts_leave_one_node_queue_with_its_bindings() {
         relay.cut();
         back(&mut a, before, BACK).await;
     }
-    let own = format!("warren.node.a.{}", incarnation(&a).unwrap());
-    eventually("the old queues are gone", PATIENCE, || async { vhost.queues().await.len() == 5 }).await;
+    let now = incarnation(&a).unwrap().to_string();
+    let own = format!("warren.node.a.{now}");
+    let of_nodes = |queue: &&String| queue.contains(".a.");
+    eventually("the old queues are gone", PATIENCE, || async {
+        let queues = vhost.queues().await;
+        let all: Vec<_> = queues.iter().filter(of_nodes).collect();
+        // The node's, those of control and replies, and the canary.
+        all.len() == 4 && all.iter().all(|queue| queue.ends_with(&now))
+    })
+    .await;
     assert_eq!(vhost.bindings(&own).await.len(), 2);
 }
 
