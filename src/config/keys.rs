@@ -1,4 +1,4 @@
-//! The table of configuration keys: the one source of defaults, ranges and of the README's table.
+//! The table of configuration keys: the one source of defaults, ranges and of the table in the documents.
 
 use std::fmt::Write;
 
@@ -144,7 +144,7 @@ pub const KEYS: &[Key] = &[
     word("TRACE", "watched", &["off", "watched", "always"], "when the node keeps what becomes of the latest messages (`warren trace`); `watched` = for 15 s after a console or a trace asked"),
 ];
 
-/// The README's table.
+/// The table of `docs/configuration.md`. Links to documents are from the root of the project.
 pub fn markdown_table() -> String {
     let mut out = String::from("| variable | default | unit | allowed | meaning |\n|---|---|---|---|---|\n");
     for key in KEYS {
