@@ -1,4 +1,4 @@
-# A private RabbitMQ for ./test and ./cluster, which source this file: start_rabbitmq; ...; stop_rabbitmq
+# A private RabbitMQ for ./test and ./cluster, which source this file: start_rabbitmq [PORTS]; ...; stop_rabbitmq
 # (put stop_rabbitmq into an EXIT trap first). `broker.sh` runs the broker itself.
 
 # Succeeds when something listens on the loopback port.
@@ -14,6 +14,9 @@ free_ports() {
     done
     echo $chosen
 }
+
+# Prints the port $1, or another one if something listens there.
+port_or_another() { if port_is_open "$1"; then free_ports 1; else echo "$1"; fi; }
 
 # Succeeds while the process runs; a zombie (its parent has not looked yet) counts as gone.
 process_runs() {
@@ -46,11 +49,14 @@ install_rabbitmq() {
     fi
 }
 
-# Exports WARREN_TEST_AMQP_URL and WARREN_TEST_MANAGEMENT_URL.
+# Exports WARREN_TEST_AMQP_URL and WARREN_TEST_MANAGEMENT_URL. Arguments: the ports of AMQP and of the management plugin, if
+# they are free.
 start_rabbitmq() {
     install_rabbitmq
     local ports deadline=$((SECONDS + 120))
     read -ra ports <<<"$(free_ports 4)"
+    [ -z "${1-}" ] || ports[0]=$(port_or_another "$1")
+    [ -z "${2-}" ] || ports[1]=$(port_or_another "$2")
     rabbitmq_dir=$(mktemp -d "${TMPDIR:-/tmp}/warren-rabbitmq.XXXXXX")
     # A process group of its own: Ctrl-C in the terminal is not for it, and one kill ends it whole.
     setsid tests/support/broker.sh "$rabbitmq_dir" "${ports[@]}" >"$rabbitmq_dir/out" 2>&1 </dev/null &
