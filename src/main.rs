@@ -1,7 +1,7 @@
 //! The `warren` command: reads the configuration, runs a node until it is told to stop.
 //!
-//! Exit codes: 0 = stopped as asked, 1 = could not start, 64 = the configuration or the command line is wrong,
-//! 70 = a part of the node has failed (64 and 70 as in sysexits.h).
+//! Exit codes: 0 = stopped as asked, 1 = could not start, 64 = the configuration or the command line is wrong, or
+//! does not fit the cluster, 70 = a part of the node has failed (64 and 70 as in sysexits.h).
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -19,7 +19,7 @@ use warren::http::listener::raise_file_limit;
 use warren::ids::AppKey;
 use warren::migrate;
 use warren::node::keys::KeyReload;
-use warren::node::Node;
+use warren::node::{Failure, Node};
 use warren::output::Output;
 use warren::trace;
 
@@ -258,7 +258,7 @@ async fn run(config: Config, terminal: &Output) -> Result<ExitCode, String> {
         () = node.drain_ordered() => {}
         failure = failed => {
             tracing::error!(%failure, "the node ends");
-            return Ok(end_failed(node).await);
+            return Ok(end_failed(node, &failure).await);
         }
     }
     tracing::info!("draining; a second signal hurries");
@@ -268,10 +268,13 @@ async fn run(config: Config, terminal: &Output) -> Result<ExitCode, String> {
 }
 
 /// Clients are sent elsewhere at once. Whatever hangs is left behind: it may be what has failed.
-async fn end_failed(mut node: Node) -> ExitCode {
+async fn end_failed(mut node: Node, failure: &Failure) -> ExitCode {
     let _ = timeout(FAILED_DRAIN_MAX, node.drain(std::future::ready(()))).await;
     let _ = timeout(STOP_MAX, node.stop()).await;
-    ExitCode::from(FAILED)
+    ExitCode::from(match failure {
+        Failure::Part { .. } => FAILED,
+        Failure::Misplaced(_) => WRONG_USE,
+    })
 }
 
 /// On which addresses the console is.

@@ -280,15 +280,11 @@ fn origins(from: &mut Reading) -> Origins {
 }
 
 fn routing(from: &mut Reading) -> Routing {
-    match from.text("ROUTING").as_deref() {
-        Some(later @ ("broadcast" | "ring")) => {
-            from.mistake("ROUTING", Some(later), "is not available in this version; use directory");
-        }
-        _ => {
-            from.word("ROUTING");
-        }
+    if let Some(later @ "ring") = from.text("ROUTING").as_deref() {
+        from.mistake("ROUTING", Some(later), "is not available in this version; use directory or broadcast");
+        return Routing::Directory;
     }
-    Routing::Directory
+    from.word("ROUTING").and_then(Routing::parse).unwrap_or(Routing::Directory)
 }
 
 fn boxes(from: &mut Reading) -> NonZeroU32 {

@@ -93,7 +93,7 @@ fn every_mistake_is_named_at_once() {
         "WARREN_API_KEYS: each key must have at least 16 characters",
         "WARREN_ALLOWED_ORIGINS: \"example.com\" is not scheme://host[:port]",
         "WARREN_PUBLIC_URL=\"javascript:alert(1)\": must be http(s)://host[:port][/path]",
-        "WARREN_ROUTING=\"ring\": is not available in this version",
+        "WARREN_ROUTING=\"ring\": is not available in this version; use directory or broadcast",
         "WARREN_QUEUE_TYPE=\"stream\": must be one of: classic, quorum",
         "WARREN_WORKERS=\"65\": must be a whole number, 0..64 (threads)",
         "WARREN_MAX_SESSIONS=\"many\": must be a whole number, 1..10000000 (sessions)",

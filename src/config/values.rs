@@ -205,7 +205,32 @@ fn without_default_port<'a>(scheme: &str, authority: &'a str) -> &'a str {
 /// How a node finds the sessions of a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Routing {
+    /// Every node knows which nodes hold the user.
     Directory,
+    /// Every node is asked.
+    Broadcast,
+}
+
+impl Routing {
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Directory, Self::Broadcast].into_iter().find(|routing| routing.as_str() == text)
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Directory => "directory",
+            Self::Broadcast => "broadcast",
+        }
+    }
+
+    /// What a node tells the others, who must say the same. The number changes when nodes of two releases would not
+    /// understand each other although the name is the same.
+    pub fn dialect(self) -> &'static str {
+        match self {
+            Self::Directory => "directory/1",
+            Self::Broadcast => "broadcast/1",
+        }
+    }
 }
 
 /// When a node keeps what becomes of messages, for operators.

@@ -2,7 +2,10 @@
 
 use std::cmp::Ordering;
 
+use smallvec::SmallVec;
+
 use super::{Directory, Key, Touched};
+use crate::ids::NodeId;
 
 /// Of this node among the live ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +17,18 @@ pub enum Age {
 }
 
 impl Directory {
+    /// The live peers. Never this node itself.
+    pub fn live_nodes(&self) -> SmallVec<[NodeId; 2]> {
+        self.read().peers.iter().map(|(node, _)| node.clone()).collect()
+    }
+
+    /// Whether this node has the lowest id of all live nodes: where one of them is to act for all.
+    pub fn is_first_node(&self) -> bool {
+        let state = self.read();
+        let first = state.peers.iter().next();
+        first.is_none_or(|(first, _)| state.own.node < *first)
+    }
+
     /// Where one node is to act for all, and a node that joins should change nothing.
     pub fn age(&self) -> Age {
         let state = self.read();

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::key::{Fingerprint, Key};
+use crate::config::Routing;
 use crate::ids::{Incarnation, NodeId};
 
 /// The version that this code speaks.
@@ -107,8 +108,6 @@ impl Heartbeat {
 pub struct Info {
     pub sessions: u64,
     pub users: u64,
-    /// The routing strategy.
-    pub strategy: String,
     pub version: String,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub draining: bool,
@@ -146,30 +145,66 @@ pub struct Dead {
     pub by: NodeId,
 }
 
+/// How its sender routes, in each message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Dialect(String);
+
+/// Releases that said nothing knew one way to route.
+const UNSAID: Routing = Routing::Directory;
+
+impl Dialect {
+    fn unsaid() -> Self {
+        Self::of(UNSAID)
+    }
+
+    pub fn of(routing: Routing) -> Self {
+        Self(routing.dialect().to_owned())
+    }
+
+    pub fn is(&self, routing: Routing) -> bool {
+        self.0 == routing.dialect()
+    }
+}
+
+impl std::fmt::Display for Dialect {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // It is another node's word: bounded, and quoted so that a log line stays one.
+        write!(f, "{:?}", self.0.chars().take(32).collect::<String>())
+    }
+}
+
 #[derive(Serialize)]
 struct Outer<'a> {
     v: u32,
     #[serde(flatten)]
     gossip: &'a Gossip,
+    routing: &'a str,
 }
 
 #[derive(Deserialize)]
-struct Version {
+struct Head {
     v: u32,
+    #[serde(default = "Dialect::unsaid")]
+    routing: Dialect,
 }
 
 impl Gossip {
-    pub fn encode(&self) -> Result<Vec<u8>, GossipError> {
-        Ok(serde_json::to_vec(&Outer { v: VERSION, gossip: self })?)
+    pub fn encode(&self, routing: Routing) -> Result<Vec<u8>, GossipError> {
+        Ok(serde_json::to_vec(&Outer { v: VERSION, gossip: self, routing: routing.dialect() })?)
     }
 
     /// Reads one message and checks its limits, so that a broken peer cannot make this node hold much.
-    pub fn decode(body: &[u8]) -> Result<Self, GossipError> {
-        let Version { v } = serde_json::from_slice(body)?;
+    pub fn decode(body: &[u8]) -> Result<(Dialect, Self), GossipError> {
+        let Head { v, routing } = serde_json::from_slice(body)?;
         if v != VERSION {
             return Err(GossipError::Version(v));
         }
         let gossip: Gossip = serde_json::from_slice(body)?;
+        Self::check(gossip).map(|gossip| (routing, gossip))
+    }
+
+    fn check(gossip: Gossip) -> Result<Self, GossipError> {
         match &gossip {
             Gossip::Delta(delta) if delta.joined.len() + delta.left.len() > DELTA_KEYS_MAX => {
                 Err(GossipError::Limit("too many keys in a delta"))
@@ -190,6 +225,8 @@ impl Gossip {
 mod tests {
     use super::*;
 
+    const OURS: Routing = Routing::Broadcast;
+
     fn identity() -> (NodeId, Incarnation) {
         (NodeId::new("n-1").unwrap(), Incarnation::from_u128(7))
     }
@@ -198,7 +235,7 @@ mod tests {
     fn every_message_survives_the_wire() {
         let (node, incarnation) = identity();
         let keys: Vec<Key> = serde_json::from_str("[18446744073709551615,0,9007199254740993]").unwrap();
-        let info = Info { sessions: 3, strategy: "directory".into(), draining: true, ..Info::default() };
+        let info = Info { sessions: 3, draining: true, ..Info::default() };
         let who = Identity { node: node.clone(), incarnation };
         for gossip in [
             Gossip::Hello(who.clone()),
@@ -225,20 +262,20 @@ mod tests {
             Gossip::Snapshot(Snapshot { node: node.clone(), incarnation, seq: 1, part: 0, parts: 1, keys }),
             Gossip::Dead(Dead { node: node.clone(), incarnation, by: node }),
         ] {
-            let body = gossip.encode().unwrap();
+            let body = gossip.encode(OURS).unwrap();
             assert!(body.starts_with(br#"{"v":1,"type":""#), "{}", String::from_utf8_lossy(&body));
-            assert_eq!(Gossip::decode(&body).unwrap(), gossip);
+            assert_eq!(Gossip::decode(&body).unwrap(), (Dialect::of(OURS), gossip));
         }
     }
 
     #[test]
     fn newer_versions_are_read_as_far_as_they_can_be() {
         let newer = br#"{"v":1,"type":"mail","user":"a"}"#;
-        assert_eq!(Gossip::decode(newer).unwrap(), Gossip::Unknown);
+        assert_eq!(Gossip::decode(newer).unwrap(), (Dialect::of(Routing::Directory), Gossip::Unknown));
         let newer = br#"{"v":1,"type":"hello","node":"n","incarnation":"00000000-0000-0000-0000-000000000007","x":{}}"#;
-        assert!(matches!(Gossip::decode(newer).unwrap(), Gossip::Hello(_)));
+        assert!(matches!(Gossip::decode(newer).unwrap(), (_, Gossip::Hello(_))));
         let sparse = br#"{"v":1,"type":"heartbeat","node":"n","incarnation":"00000000-0000-0000-0000-000000000007","seq":0,"count":0,"digest":0}"#;
-        assert!(matches!(Gossip::decode(sparse).unwrap(), Gossip::Heartbeat(_)));
+        assert!(matches!(Gossip::decode(sparse).unwrap(), (_, Gossip::Heartbeat(_))));
         assert!(matches!(Gossip::decode(br#"{"v":2,"type":"hello"}"#), Err(GossipError::Version(2))));
     }
 
@@ -259,7 +296,7 @@ mod tests {
             Gossip::Delta(delta),
             Gossip::Delta(zero),
         ] {
-            assert!(matches!(Gossip::decode(&bad.encode().unwrap()), Err(GossipError::Limit(_))));
+            assert!(matches!(Gossip::decode(&bad.encode(OURS).unwrap()), Err(GossipError::Limit(_))));
         }
         for bad in [&b""[..], b"null", b"[]", b"{}", br#"{"v":1}"#, b"\xff", br#"{"v":1,"type":"hello"}"#] {
             assert!(matches!(Gossip::decode(bad), Err(GossipError::Json(_))), "{bad:?}");
@@ -285,12 +322,12 @@ mod tests {
             Gossip::Snapshot(Snapshot { node: node.clone(), incarnation, seq: 1, part: 0, parts: 1, keys }),
             Gossip::Dead(Dead { node: node.clone(), incarnation, by: node }),
         ];
-        let good = good.map(|gossip| gossip.encode().unwrap());
+        let good = good.map(|gossip| gossip.encode(OURS).unwrap());
         let words = ["null", "[]", "{}", "heartbeat", "snapshot", "\"v\":2"];
         crate::tests::fuzz::fuzz("gossip", &good, &words, |input| match Gossip::decode(input) {
-            Ok(Gossip::Unknown) => "unknown".to_owned(),
-            Ok(gossip) => {
-                assert_eq!(Gossip::decode(&gossip.encode().unwrap()).unwrap(), gossip);
+            Ok((_, Gossip::Unknown)) => "unknown".to_owned(),
+            Ok((_, gossip)) => {
+                assert_eq!(Gossip::decode(&gossip.encode(OURS).unwrap()).unwrap().1, gossip);
                 format!("{:?}", std::mem::discriminant(&gossip))
             }
             Err(error) => error.to_string().chars().take(40).collect(),

@@ -4,7 +4,7 @@
 //! costs a `not_here` receipt and a read of the user's box, never a message.
 //!
 //! Reading order: `key` and `gossip` are the data types; `local` (own keys), `replica` (of one peer's keys) and `peers`
-//! (live nodes and tombstones), `confirm` (who has merged what) and `watched` (whose holders somebody follows) are joined in `state`, a pure state machine whose timers are in `schedule`; `service` is
+//! (live nodes and tombstones), `confirm` (who has merged what) and `watched` (whose holders somebody follows) are joined in `state`, with `strangers` (nodes that are not believed), a pure state machine whose timers are in `schedule`; `service` is
 //! the task that runs it over a [`Bus`].
 
 mod cluster;
@@ -17,6 +17,7 @@ mod replica;
 mod schedule;
 mod service;
 mod state;
+mod strangers;
 #[cfg(test)]
 mod tests;
 mod watched;
@@ -42,6 +43,7 @@ use self::confirm::WaitId;
 use self::gossip::Gossip;
 use self::state::State;
 use crate::bus::{Bus, Outcome};
+use crate::config::Routing;
 use crate::ids::{Incarnation, NodeId};
 
 /// Room for membership notices that the router has not read yet. When it is full, up to
@@ -57,6 +59,12 @@ pub enum Membership {
     Lost(NodeId, Incarnation),
     /// Another process uses this node's id: messages reach either or both. A mistake in the configuration.
     Conflict,
+    /// A live node routes in another way, and this one must not join. A mistake in the configuration.
+    Stranger {
+        node: NodeId,
+        /// What it says of its routing.
+        dialect: String,
+    },
 }
 
 /// What is known about a node.
@@ -100,6 +108,7 @@ pub type Known = Box<dyn FnOnce() + Send>;
 
 struct Shared {
     bus: Arc<dyn Bus>,
+    routing: Routing,
     began: Instant,
     /// Held for microseconds at a time, and never across an await.
     state: RwLock<State>,
@@ -115,6 +124,7 @@ impl Directory {
     /// The directory, its notices, and the service that keeps it true, which is to be run until the node stops.
     pub fn new(
         node: NodeId,
+        routing: Routing,
         bus: Arc<dyn Bus>,
     ) -> (Self, mpsc::Receiver<Membership>, impl Future<Output = ()> + Send + 'static) {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -126,6 +136,7 @@ impl Directory {
         let seed = RandomState::new().hash_one(node.as_str());
         let shared = Shared {
             bus,
+            routing,
             began: Instant::now(),
             state: RwLock::new(State::new(node, info, seed)),
             waiting: Mutex::default(),
@@ -181,13 +192,6 @@ impl Directory {
 
     pub fn is_live(&self, node: &NodeId) -> bool {
         self.incarnation_of(node).is_some()
-    }
-
-    /// Whether this node has the lowest id of all live nodes: where one of them is to act for all.
-    pub fn is_first_node(&self) -> bool {
-        let state = self.read();
-        let first = state.peers.iter().next();
-        first.is_none_or(|(first, _)| state.own.node < *first)
     }
 
     /// The live peers, by node id. Without this node itself, which [`this_node`](Self::this_node) describes.
@@ -287,7 +291,7 @@ impl Directory {
     pub async fn bye(&self) -> bool {
         let farewell = self.write().bye();
         let Some(farewell) = farewell else { return false };
-        let Some(publish) = service::to_all(&farewell) else { return false };
+        let Some(publish) = service::to_all(&farewell, self.shared.routing) else { return false };
         crate::bus::publish_confirmed(&*self.shared.bus, publish).await == Outcome::Confirmed
     }
 
@@ -324,12 +328,15 @@ impl Directory {
     /// Takes the body of a delivery from the control queue, or of one of kind [`GOSSIP_KIND`] from the node
     /// queue. An error is for the log: such a body is of no use again.
     pub fn on_gossip(&self, body: &[u8]) -> Result<(), GossipError> {
-        let gossip = Gossip::decode(body)?;
+        let (dialect, gossip) = Gossip::decode(body)?;
         let now = self.now();
         let (sooner, is_touched) = {
             let mut state = self.write();
             let before = state.next_poll();
-            state.receive(gossip, now);
+            match dialect.is(self.shared.routing) {
+                true => state.receive(gossip, now),
+                false => state.on_stranger(dialect, &gossip, now),
+            }
             (!state.effects.is_empty() || state.next_poll() < before, state.watched.is_touched())
         };
         self.wake_if(sooner);

@@ -190,6 +190,9 @@ impl State {
 
     /// The periodic work of each [`ROUND_EVERY`].
     fn round(&mut self, incarnation: Incarnation, now: Duration) {
+        if self.has_heard_all(now) {
+            self.strangers.joined();
+        }
         // Silence is measured up to the moment to which the control queue has been read, not up to now: after a pause of
         // this process, or while its queue lags, the others only seem to be silent.
         if let Some(since) = self.control_read_to.and_then(|read_to| read_to.checked_sub(SILENCE_MAX)) {

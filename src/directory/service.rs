@@ -11,6 +11,7 @@ use super::gossip::Gossip;
 use super::state::{Effect, Recipients};
 use super::{Directory, Membership};
 use crate::bus::{Destination, Lane, Link, Outcome, Properties, Publish, Publishing};
+use crate::config::Routing;
 use crate::ids::{Incarnation, NodeId};
 
 /// AMQP `type` of gossip, on whichever exchange it comes.
@@ -91,13 +92,13 @@ impl Service {
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Publish(gossip) => {
-                if let Some(publish) = to_all(&gossip) {
+                if let Some(publish) = to_all(&gossip, self.directory.shared.routing) {
                     self.directory.shared.bus.publish(publish, Box::new(log_if_unconfirmed));
                 }
             }
             Effect::SendTo { nodes, gossip } => {
                 let destination = Destination::Nodes(nodes.iter().map(|(node, _)| node.clone()).collect());
-                if let Some(publish) = publish(destination, &gossip) {
+                if let Some(publish) = publish(destination, &gossip, self.directory.shared.routing) {
                     self.send(publish, nodes);
                 }
             }
@@ -114,6 +115,17 @@ impl Service {
             Effect::Conflict { incarnation } => {
                 tracing::error!(%incarnation, "another process uses this node id");
                 self.tell(Membership::Conflict);
+            }
+            Effect::Stranger { node, dialect, is_refusal } => {
+                let ours = self.directory.shared.routing.dialect();
+                tracing::error!(
+                    %node, theirs = %dialect, ours,
+                    "a live node of this cluster routes in another way: WARREN_ROUTING must be the same on all; \
+                     this node does not believe it"
+                );
+                if is_refusal {
+                    self.tell(Membership::Stranger { node, dialect: dialect.to_string() });
+                }
             }
         }
     }
@@ -160,12 +172,12 @@ fn log_if_unconfirmed(outcome: Outcome) {
     }
 }
 
-pub(super) fn to_all(gossip: &Gossip) -> Option<Publish> {
-    publish(Destination::Control, gossip)
+pub(super) fn to_all(gossip: &Gossip, routing: Routing) -> Option<Publish> {
+    publish(Destination::Control, gossip, routing)
 }
 
-fn publish(to: Destination, gossip: &Gossip) -> Option<Publish> {
-    match gossip.encode() {
+fn publish(to: Destination, gossip: &Gossip, routing: Routing) -> Option<Publish> {
+    match gossip.encode(routing) {
         Ok(body) => Some(Publish {
             to,
             properties: properties(GOSSIP_KIND),

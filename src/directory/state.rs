@@ -8,12 +8,13 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::confirm::{Confirms, WaitId};
-use super::gossip::{Dead, Delta, Gossip, Identity, Info, Merged, Snapshot, SnapshotRequest};
+use super::gossip::{Dead, Delta, Dialect, Gossip, Identity, Info, Merged, Snapshot, SnapshotRequest};
 use super::key::Key;
 use super::local::Local;
 use super::peers::{Admission, Peers, Proof, Reason};
 use super::replica::REPAIR_RETRY;
 use super::schedule::{Schedule, HELLO_ANSWER_WAIT};
+use super::strangers::Strangers;
 use super::watched::Watched;
 use crate::ids::{Incarnation, NodeId};
 
@@ -57,6 +58,12 @@ pub enum Effect {
     Conflict {
         incarnation: Incarnation,
     },
+    /// A live node routes in another way. `is_refusal`: this one must not join.
+    Stranger {
+        node: NodeId,
+        dialect: Dialect,
+        is_refusal: bool,
+    },
 }
 
 /// This node as the others know it.
@@ -95,6 +102,7 @@ pub struct State {
     pub(super) watched: Watched,
     /// The same for one who watches all keys.
     pub(super) all_watched: Watched,
+    pub(super) strangers: Strangers,
     pub(super) effects: Vec<Effect>,
     /// Everything that was published to the control exchange before this moment has been read here.
     pub(super) control_read_to: Option<Duration>,
@@ -122,6 +130,7 @@ impl State {
             confirms: Confirms::default(),
             watched: Watched::default(),
             all_watched: Watched::default(),
+            strangers: Strangers::default(),
             effects: Vec::new(),
             control_read_to: None,
             linked_at: Duration::ZERO,
@@ -135,7 +144,12 @@ impl State {
 
     /// Whether, besides that, all live nodes have had the time to make themselves known.
     pub(super) fn is_sure(&self, now: Duration) -> bool {
-        self.is_synced() && now >= self.linked_at + NEWCOMER_WAIT
+        self.is_synced() && self.has_heard_all(now)
+    }
+
+    /// Whether all live nodes have had the time to make themselves known.
+    pub(super) fn has_heard_all(&self, now: Duration) -> bool {
+        self.control_read_to.is_some() && now >= self.linked_at + NEWCOMER_WAIT
     }
 
     // ---- the own link ----

@@ -137,7 +137,7 @@ async fn get_nodes(asked: Asked) -> Response {
             })
             .collect();
         let body = json!({
-            "strategy": "directory",
+            "strategy": state.router.routing().as_str(),
             "sessions": nodes.iter().map(|node| node.sessions).sum::<u64>(),
             "users": nodes.iter().map(|node| node.users).sum::<u64>(),
             "nodes": nodes,

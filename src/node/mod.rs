@@ -125,7 +125,8 @@ impl Node {
         let verifier = Arc::new(Verifier::new(&config)?);
         let (hub, commands) = Hub::new(config.workers);
         let hub = Arc::new(hub);
-        let (directory, members, directory_service) = Directory::new(config.node_id.clone(), bus.clone());
+        let (directory, members, directory_service) =
+            Directory::new(config.node_id.clone(), config.routing, bus.clone());
         let (receipts, receipt_task) = ReceiptSender::start(config.node_id.clone(), bus.clone());
         let settings = RouterSettings {
             node: config.node_id.clone(),
@@ -207,7 +208,8 @@ impl Node {
         let own_prefix = config.prefix.as_str().into();
         let door = BackendsDoor { router: router.clone(), bus, metrics, own_prefix, message_bytes_max };
         self.tasks.spawn("ingress", backends::run(door, inboxes.ingress));
-        self.tasks.spawn("members", watch::follow_members(router.clone(), members));
+        let failures = self.tasks.failures().clone();
+        self.tasks.spawn("members", watch::follow_members(router.clone(), members, failures));
         let link = watch::follow_link(router.clone(), self.lifecycle.clone(), self.bus.link());
         self.tasks.spawn("link", link);
         self.tasks.spawn_endless("revocations", router.clone().follow_revocations());

@@ -10,12 +10,15 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// What ended that should not have.
+/// Why a node must end although nobody told it to.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{task} {how}")]
-pub struct Failure {
-    pub task: &'static str,
-    how: &'static str,
+pub enum Failure {
+    /// A task or thread ended that should not have.
+    #[error("{task} {how}")]
+    Part { task: &'static str, how: &'static str },
+    /// Its configuration does not fit the cluster.
+    #[error("{0}")]
+    Misplaced(String),
 }
 
 /// Where failures are told; the first one counts.
@@ -36,14 +39,24 @@ impl Failures {
         let mut receiver = self.0.subscribe();
         let failure = receiver.wait_for(Option::is_some).await.ok().and_then(|failure| failure.clone());
         // The sender is ours, so that the wait cannot fail.
-        failure.unwrap_or(Failure { task: "supervision", how: "ended" })
+        failure.unwrap_or(Failure::Part { task: "supervision", how: "ended" })
     }
 
     fn report(&self, task: &'static str, how: &'static str) {
         tracing::error!(task, how, "a part of the node has failed: the node stops");
+        self.tell(Failure::Part { task, how });
+    }
+
+    /// The node does not fit the cluster: it ends, as one that was configured wrongly.
+    pub(super) fn misplaced(&self, why: String) {
+        tracing::error!(why, "the node refuses to join the cluster and stops");
+        self.tell(Failure::Misplaced(why));
+    }
+
+    fn tell(&self, what: Failure) {
         self.0.send_if_modified(|failure| {
             let first = failure.is_none();
-            failure.get_or_insert(Failure { task, how });
+            failure.get_or_insert(what);
             first
         });
     }
@@ -125,9 +138,10 @@ mod tests {
         assert!(!tasks.failures().is_failed());
         tasks.spawn("breaks", async { panic!("on purpose") });
         let failure = tasks.failures().failed().await;
-        assert_eq!((failure.task, failure.to_string().as_str()), ("breaks", "breaks panicked"));
+        assert_eq!(failure.to_string(), "breaks panicked");
         tasks.spawn_endless("later", async {});
-        assert_eq!(tasks.failures().failed().await.task, "breaks", "the first one counts");
+        tasks.failures().misplaced("elsewhere".to_owned());
+        assert_eq!(tasks.failures().failed().await.to_string(), "breaks panicked", "the first one counts");
         tasks.shutdown().await;
 
         let mut tasks = Tasks::new();

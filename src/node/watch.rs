@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
+use super::supervise::Failures;
 use crate::bus::Link;
 use crate::directory::Membership;
 use crate::hub::Command;
@@ -14,7 +15,11 @@ use crate::router::Router;
 /// How often it is looked for what is overdue.
 const TICK: Duration = Duration::from_millis(10);
 
-pub(super) async fn follow_members(router: Arc<Router>, mut members: mpsc::Receiver<Membership>) {
+pub(super) async fn follow_members(
+    router: Arc<Router>,
+    mut members: mpsc::Receiver<Membership>,
+    failures: Failures,
+) {
     while let Some(change) = members.recv().await {
         match change {
             Membership::Up(_) => {}
@@ -23,6 +28,13 @@ pub(super) async fn follow_members(router: Arc<Router>, mut members: mpsc::Recei
                 tracing::error!(
                     "another process uses this node id: give each node a WARREN_NODE_ID of its own"
                 )
+            }
+            Membership::Stranger { node, dialect } => {
+                let ours = router.routing().dialect();
+                failures.misplaced(format!(
+                    "node {node} routes by {dialect}, this one by \"{ours}\": WARREN_ROUTING must be the same on all \
+                     nodes, and all must be stopped to change it"
+                ));
             }
         }
     }

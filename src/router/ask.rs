@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::auth::Revocation;
+use crate::config::Routing;
 use crate::delivery::envelope::{Origin, Tag};
 use crate::delivery::peer_words::{answer_publish, ask_publish, Ask, AskReply, SessionInfo};
 use crate::delivery::report::Report;
@@ -98,7 +99,10 @@ impl Found {
 impl Router {
     /// The user's sessions on all nodes.
     pub async fn sessions_of(self: &Arc<Self>, user: &UserId) -> Found {
-        let nodes = self.directory.nodes_of(Key::user(user));
+        let nodes = match self.settings.routing {
+            Routing::Directory => self.directory.nodes_of(Key::user(user)),
+            Routing::Broadcast => self.directory.live_nodes(),
+        };
         self.ask(&nodes, Ask::SessionsOf(user.clone())).await
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::path::{Deposited, Effect, Event};
-use super::strategy::Nodes;
+use super::strategy::{spread, Nodes, Spread};
 use super::table::{Cell, Execute};
 use super::{failed, order_key, overloaded, unavailable, Router, Settle};
 use crate::bus::{BoxNumber, Destination, Outcome};
@@ -74,7 +74,7 @@ impl Router {
         self.trace_sent(message, &others);
         if !others.is_empty() {
             let key = order_key(&message.target);
-            let publish = envelope.to_publish(Destination::Nodes(others.clone()), Instant::now(), key);
+            let publish = envelope.to_publish(self.way_to(others.clone()), Instant::now(), key);
             let meant: Vec<_> =
                 others.iter().map(|node| (node.clone(), self.directory.incarnation_of(node))).collect();
             let (step, directory) = (self.stepper(cell), self.directory.clone());
@@ -94,6 +94,15 @@ impl Router {
         }
         if !here.is_empty() {
             self.step_now(cell, Event::Arrived(envelope));
+        }
+    }
+
+    /// By the fanout exchange if these nodes are most of many. Others get it too then, and have nobody to show it to.
+    fn way_to(&self, nodes: Nodes) -> Destination {
+        match spread(nodes, self.directory.live_nodes().len(), true) {
+            Spread::Everyone => Destination::Broadcast,
+            Spread::Nodes(nodes) => Destination::Nodes(nodes),
+            Spread::Nobody => Destination::Nodes(Nodes::new()),
         }
     }
 
@@ -120,7 +129,7 @@ impl Router {
             })
         };
         let key = order_key(&message.target);
-        let publish = envelope.to_publish(Destination::Nodes(others), Instant::now(), key);
+        let publish = envelope.to_publish(self.way_to(others), Instant::now(), key);
         self.bus.publish(publish, Box::new(done));
     }
 
@@ -184,7 +193,7 @@ impl Router {
                 step(Event::NoticeFailed);
             }
         };
-        self.bus.publish(mail_publish(Destination::Nodes(others), &notice, key), Box::new(done));
+        self.bus.publish(mail_publish(self.way_to(others), &notice, key), Box::new(done));
     }
 
     fn answer(&self, origin: Origin, receipt: Receipt) {

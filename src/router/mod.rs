@@ -46,10 +46,10 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::auth::Revocations;
 use crate::bus::{Bus, Link};
 use crate::config::{EventKinds, Routing};
-use crate::delivery::envelope::Envelope;
-use crate::delivery::peer_words::Receipts;
+use crate::delivery::envelope::{Envelope, Scope};
+use crate::delivery::peer_words::{Receipt, Receipts};
 use crate::delivery::receipt_sender::ReceiptSender;
-use crate::delivery::seen::Seen;
+use crate::delivery::seen::{Seen, SeenKey};
 use crate::delivery::trace::Step;
 use crate::directory::Directory;
 use crate::error::{Code, Error};
@@ -198,6 +198,10 @@ impl Router {
         &self.settings.node
     }
 
+    pub fn routing(&self) -> Routing {
+        self.settings.routing
+    }
+
     pub fn hub(&self) -> &Hub {
         &self.hub
     }
@@ -212,6 +216,11 @@ impl Router {
 
     pub fn mail(&self) -> &MailIndex {
         &self.mail
+    }
+
+    /// Whether every node is told which users are here: to route by it, or since backends are told who is online.
+    fn gossips_users(&self) -> bool {
+        self.settings.routing == Routing::Directory || self.settings.events.users
     }
 
     fn is_linked(&self) -> bool {
@@ -318,10 +327,26 @@ impl Router {
 
     /// Takes in a message that is for sessions here; its origin is answered when they have taken it.
     pub fn arrive(&self, envelope: Envelope) {
-        let from = envelope.origin.as_ref().map(|origin| &origin.node);
-        self.trace().note(&envelope.message.id, || Step::Arrived { from: from.cloned() });
+        let origin = envelope.origin.as_ref();
+        if origin.is_some_and(|origin| origin.life == self.life) {
+            // The fanout exchange brings this node's own messages too; it has had them already.
+            return;
+        }
+        self.trace().note(&envelope.message.id, || Step::Arrived { from: origin.map(|of| of.node.clone()) });
         let target = envelope.message.target.clone();
+        if !World::is_here(self, &target) && self.paths.find(&target).is_none() {
+            return self.answer_for_nobody(&envelope);
+        }
         self.paths.step(&target, Event::Arrived(envelope), Instant::now(), self);
+    }
+
+    /// What the path of the target would say, without making one: where every node is asked, most have nobody.
+    fn answer_for_nobody(&self, envelope: &Envelope) {
+        let Some(origin) = &envelope.origin else { return };
+        let message = &envelope.message;
+        let key = SeenKey::new(Scope::of(&message.sender), &message.id, &message.target);
+        let receipt = World::taken(self, key).map_or(Receipt::NotHere, Receipt::Delivered);
+        self.receipts.send(origin.clone(), receipt);
     }
 
     // ---- time ----

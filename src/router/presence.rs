@@ -57,7 +57,7 @@ impl Router {
             let target = Target::User(user.clone());
             let stepped = has_mail.then(|| self.paths.step_only(&target, event, Instant::now(), self));
             let is_first = self.hub.register(user, session);
-            if is_first {
+            if is_first && self.gossips_users() {
                 self.directory.join(Key::user(user));
             }
             (stepped, is_first)
@@ -75,7 +75,9 @@ impl Router {
         let stepped = {
             let _presence = self.presence.lock(user);
             self.hub.unregister(user, counter).then(|| {
-                self.directory.leave(Key::user(user));
+                if self.gossips_users() {
+                    self.directory.leave(Key::user(user));
+                }
                 let target = Target::User(user.clone());
                 self.paths
                     .find(&target)

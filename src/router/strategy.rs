@@ -14,6 +14,8 @@ pub trait Lookup {
     fn user_is_here(&self, user: &UserId) -> bool;
     /// Other live nodes that are believed to hold the user.
     fn nodes_of(&self, user: &UserId) -> Nodes;
+    /// All other live nodes.
+    fn live_nodes(&self) -> Nodes;
     fn is_live(&self, node: &NodeId) -> bool;
 }
 
@@ -43,13 +45,19 @@ pub fn route(strategy: Routing, target: &Target, lookup: &impl Lookup) -> Route 
             }
             Route::Nodes(nodes)
         }
+        (Routing::Broadcast, Target::User(_)) => {
+            // This one too, whether or not the user is here: what it says then is as new as what the others say.
+            let mut nodes = lookup.live_nodes();
+            nodes.push(lookup.this_node().clone());
+            Route::Nodes(nodes)
+        }
     }
 }
 
-/// Below so many other nodes a message for a channel always names those that it is for.
+/// Below so many other nodes a message for several of them always names those that it is for.
 const FANOUT_NODES_MIN: usize = 8;
 
-/// Which other nodes get a message for a channel.
+/// Which other nodes get a message that is for several of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Spread {
     Nobody,
@@ -80,6 +88,7 @@ mod tests {
         this: NodeId,
         here: bool,
         others: Nodes,
+        live: Nodes,
     }
 
     impl Lookup for World {
@@ -92,8 +101,11 @@ mod tests {
         fn nodes_of(&self, _: &UserId) -> Nodes {
             self.others.clone()
         }
+        fn live_nodes(&self) -> Nodes {
+            self.live.clone()
+        }
         fn is_live(&self, node: &NodeId) -> bool {
-            self.others.contains(node)
+            self.live.contains(node)
         }
     }
 
@@ -103,7 +115,8 @@ mod tests {
 
     #[test]
     fn targets_go_where_they_are() {
-        let world = World { this: node("a"), here: true, others: smallvec![node("b")] };
+        let live = smallvec![node("b"), node("d")];
+        let world = World { this: node("a"), here: true, others: smallvec![node("b")], live };
         let route = |target: &str| super::route(Routing::Directory, &Target::parse(target).unwrap(), &world);
         assert_eq!(route("broadcast"), Route::Everyone);
         assert_eq!(route("user.1"), Route::Nodes(smallvec![node("b"), node("a")]));
@@ -111,6 +124,20 @@ mod tests {
         assert_eq!(route("session.b~1"), Route::Nodes(smallvec![node("b")]));
         assert_eq!(route("session.c~1"), Route::Nodes(smallvec![]));
         assert_eq!(route("channel.x"), Route::Unsupported);
+    }
+
+    #[test]
+    fn broadcast_asks_every_live_node_about_a_user_and_nobody_else_about_the_rest() {
+        for here in [false, true] {
+            let live: Nodes = smallvec![node("b"), node("d")];
+            let world = World { this: node("a"), here, others: smallvec![], live };
+            let route =
+                |target: &str| super::route(Routing::Broadcast, &Target::parse(target).unwrap(), &world);
+            assert_eq!(route("user.1"), Route::Nodes(smallvec![node("b"), node("d"), node("a")]));
+            assert_eq!(route("session.b~1"), Route::Nodes(smallvec![node("b")]));
+            assert_eq!(route("session.c~1"), Route::Nodes(smallvec![]));
+            assert_eq!(route("broadcast"), Route::Everyone);
+        }
     }
 
     #[test]

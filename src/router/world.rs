@@ -26,6 +26,10 @@ impl Lookup for Router {
         self.directory.nodes_of(Key::user(user))
     }
 
+    fn live_nodes(&self) -> Nodes {
+        self.directory.live_nodes()
+    }
+
     fn is_live(&self, node: &NodeId) -> bool {
         self.directory.is_live(node)
     }

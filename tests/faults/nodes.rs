@@ -21,6 +21,7 @@ pub struct NodeSettings {
     /// How many seconds the wall clock of each node is ahead; none = all are right.
     pub skew_s: &'static [i64],
     pub sabotage: String,
+    pub routing: String,
 }
 
 /// The preloaded library that gives a process another wall clock. It leaves the monotonic clock alone.
@@ -69,6 +70,7 @@ impl NodeProcess {
             .env("WARREN_PONG_TIMEOUT_MS", "4000")
             .env("WARREN_DRAIN_MS", "4000")
             .env("WARREN_LOG", "info")
+            .env("WARREN_ROUTING", &settings.routing)
             .env("SABOTAGE", &settings.sabotage)
             .envs(settings.more.iter().copied())
             .stdin(Stdio::null())

@@ -1,4 +1,4 @@
-//! What a run is asked for: by arguments, and by SEED and MINUTES.
+//! What a run is asked for: by arguments, and by SEED, MINUTES and ROUTING.
 
 use std::path::PathBuf;
 
@@ -18,13 +18,15 @@ pub struct Options {
     mails: Option<u32>,
     /// What the nodes break on purpose.
     sabotage: String,
+    /// `WARREN_ROUTING` of all nodes; empty = what they do without it.
+    routing: String,
     binary: PathBuf,
 }
 
 #[allow(clippy::disallowed_methods)] // The tests have no configuration file; a person speaks through these.
 fn environment<T: std::str::FromStr>(name: &str) -> Result<Option<T>, String> {
     match std::env::var(name) {
-        Ok(text) => text.parse().map(Some).map_err(|_| format!("{name}: not a number: {text}")),
+        Ok(text) => text.parse().map(Some).map_err(|_| format!("{name}: not understood: {text}")),
         Err(_) => Ok(None),
     }
 }
@@ -41,6 +43,7 @@ impl Options {
             sabotages: false,
             mails: None,
             sabotage: String::new(),
+            routing: environment("ROUTING")?.unwrap_or_default(),
             binary: env!("CARGO_BIN_EXE_warren").into(),
         };
         let mut arguments = std::env::args().skip(1);
@@ -54,6 +57,7 @@ impl Options {
                     options.mails = Some(value()?.parse().map_err(|_| "--mails: how many?")?);
                 }
                 "--sabotage" => options.sabotage = value()?,
+                "--routing" => options.routing = value()?,
                 "--binary" => options.binary = value()?.into(),
                 "--seeds" => {
                     let seeds: Result<_, _> = value()?.split(',').map(str::parse).collect();
@@ -88,6 +92,7 @@ impl Options {
             long: seconds.is_some(),
             mails: self.mails,
             sabotage: self.sabotage.clone(),
+            routing: self.routing.clone(),
             binary: self.binary.clone(),
         }
     }

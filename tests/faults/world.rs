@@ -43,6 +43,7 @@ pub struct Plan {
     pub mails: Option<u32>,
     /// What the nodes break on purpose. Only a build with that feature listens to it.
     pub sabotage: String,
+    pub routing: String,
     pub binary: std::path::PathBuf,
 }
 
@@ -86,6 +87,7 @@ impl World {
             more: scenario.env,
             skew_s: scenario.skew_s,
             sabotage: plan.sabotage.clone(),
+            routing: plan.routing.clone(),
         };
         for index in 0..NODES {
             let url = match scenario.relayed {

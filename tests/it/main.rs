@@ -49,5 +49,6 @@ mod security;
 mod session;
 mod sockjs;
 mod stomp;
+mod strategies;
 mod tidy;
 mod wire_differential;

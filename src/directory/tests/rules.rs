@@ -1,6 +1,7 @@
 //! One test for each merge rule.
 
 use super::*;
+use crate::config::Routing;
 use crate::directory::peers::DEATH_HOLDS;
 use crate::directory::schedule::{HEARTBEAT_EVERY, ROUND_EVERY, SILENCE_MAX};
 
@@ -342,4 +343,44 @@ fn nothing_is_said_after_goodbye() {
     assert!(state.poll(at(20_000)).is_empty());
     state.receive(delta("b", 7, 2, &[3], &[]), at(20_001));
     assert_eq!(holders(&state, 3), [node("b")], "but it listens: it may still hold messages");
+}
+
+#[test]
+fn a_newcomer_that_hears_of_another_strategy_refuses_and_a_node_that_is_at_home_does_not() {
+    let dialect = || Gossip::decode(&hello("b", 7).encode(Routing::Broadcast).unwrap()).unwrap().0;
+    let told = |state: &mut State, now| -> Vec<(String, bool)> {
+        let effects = state.poll(now).into_iter();
+        effects
+            .filter_map(|effect| match effect {
+                Effect::Stranger { node, is_refusal, .. } => Some((node.to_string(), is_refusal)),
+                _ => None,
+            })
+            .collect()
+    };
+    let mut newcomer = state();
+    newcomer.on_stranger(dialect(), &delta("b", 7, 1, &[1], &[]), at(10));
+    newcomer.on_stranger(dialect(), &Gossip::Bye(Identity { node: node("b"), incarnation: inc(7) }), at(10));
+    assert_eq!(told(&mut newcomer, at(10)), [], "neither proves that its sender lives");
+    newcomer.on_stranger(dialect(), &heartbeat("b", 7, 1, &[1]), at(20));
+    assert_eq!(told(&mut newcomer, at(20)), [("b".to_owned(), true)]);
+    assert!(holders(&newcomer, 1).is_empty() && newcomer.peers.iter().next().is_none());
+
+    let mut settled = state();
+    settled.receive(heartbeat("a", 100, 0, &[]), at(10));
+    settled.receive(hello("b", 6), at(20));
+    settled.receive(delta("b", 6, 1, &[1], &[]), at(30));
+    let mut now = at(0);
+    while now < at(1_500) {
+        now += at(50);
+        settled.poll(now);
+    }
+    assert_eq!(holders(&settled, 1), [node("b")]);
+    settled.on_stranger(dialect(), &hello("b", 7), now);
+    settled.on_stranger(dialect(), &heartbeat("b", 7, 0, &[]), now);
+    let effects = settled.poll(now);
+    assert_eq!(membership(&effects), ["lost b superseded"], "the process that was believed is gone");
+    let strangers =
+        effects.iter().filter(|effect| matches!(effect, Effect::Stranger { is_refusal: false, .. }));
+    assert_eq!(strangers.count(), 1, "each is told of once, and this node stays");
+    assert!(holders(&settled, 1).is_empty());
 }

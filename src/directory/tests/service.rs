@@ -14,6 +14,7 @@ use crate::bus::{
     Attach, BoxError, BoxNumber, BoxSettings, Bus, Destination, Done, Link, Outcome, Properties, Publish,
     Publishing,
 };
+use crate::config::Routing;
 use crate::directory::{Directory, Membership, GOSSIP_KIND, PROBE_KIND};
 use crate::ids::UserKey;
 
@@ -78,7 +79,7 @@ impl Node {
     fn start(name: &str, doors: &Doors) -> Self {
         let bus = Arc::new(SmallBus { doors: doors.clone(), link: watch::Sender::new(Link::default()) });
         let id = node(name);
-        let (directory, members, service) = Directory::new(id.clone(), bus.clone());
+        let (directory, members, service) = Directory::new(id.clone(), Routing::Directory, bus.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(service);
         let node = Self { id, bus, directory, members, _service: tasks };

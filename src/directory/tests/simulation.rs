@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::Routing;
 
 const STEP: Duration = at(10);
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
@@ -224,7 +225,7 @@ impl Cluster {
             return;
         }
         // Through the wire and back, as it would be.
-        let gossip = Gossip::decode(&gossip.encode().unwrap()).unwrap();
+        let gossip = Gossip::decode(&gossip.encode(Routing::Directory).unwrap()).unwrap().1;
         let Some(receiver) = &mut self.processes[to] else { return };
         let queue = &mut receiver.queues[queue];
         if double {
