@@ -93,7 +93,7 @@ pub const KEYS: &[Key] = &[
     text("PREFIX", "warren", "1 to 32 of a-z 0-9 - _ .", "what the names of all exchanges and queues start with"),
     text("NODE_ID", "<hostname>-<6 random characters>", "1 to 64 of A-Z a-z 0-9 - _ .", "the name of this node; unique in the cluster"),
     text("EVENTS", "none", "none, or a list of users, sessions, channels", "what backends are told of, over the exchange `warren.events` ([docs/events.md](docs/events.md)); the same on all nodes"),
-    word("ROUTING", "directory", &["directory", "broadcast"], "how a node finds a user's sessions ([docs/routing.md](docs/routing.md)); the same on all nodes"),
+    word("ROUTING", "directory", &["directory", "broadcast", "ring"], "how a node finds a user's sessions ([docs/routing.md](docs/routing.md)); the same on all nodes"),
     word("QUEUE_TYPE", "classic", &["classic", "quorum"], "the type of the durable ingress queue; `quorum` on a broker cluster; mailboxes are always classic"),
     // who
     word("AUTH", "jwt with a key, else insecure", &["jwt", "insecure"], "`insecure` believes every client; it must be said explicitly to listen beyond loopback"),

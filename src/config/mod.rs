@@ -280,10 +280,6 @@ fn origins(from: &mut Reading) -> Origins {
 }
 
 fn routing(from: &mut Reading) -> Routing {
-    if let Some(later @ "ring") = from.text("ROUTING").as_deref() {
-        from.mistake("ROUTING", Some(later), "is not available in this version; use directory or broadcast");
-        return Routing::Directory;
-    }
     from.word("ROUTING").and_then(Routing::parse).unwrap_or(Routing::Directory)
 }
 

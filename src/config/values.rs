@@ -209,17 +209,20 @@ pub enum Routing {
     Directory,
     /// Every node is asked.
     Broadcast,
+    /// One node, the user's home on a hash ring, knows which nodes hold the user.
+    Ring,
 }
 
 impl Routing {
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Directory, Self::Broadcast].into_iter().find(|routing| routing.as_str() == text)
+        [Self::Directory, Self::Broadcast, Self::Ring].into_iter().find(|routing| routing.as_str() == text)
     }
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Directory => "directory",
             Self::Broadcast => "broadcast",
+            Self::Ring => "ring",
         }
     }
 
@@ -229,6 +232,7 @@ impl Routing {
         match self {
             Self::Directory => "directory/1",
             Self::Broadcast => "broadcast/1",
+            Self::Ring => "ring/1",
         }
     }
 }

@@ -25,6 +25,8 @@ const HEADER_SESSION: &str = "warren-from-session";
 const HEADER_EVENT: &str = "warren-event";
 const HEADER_TIME: &str = "warren-ts";
 const HEADER_STAMP: &str = "warren-stamp";
+/// The node that sent the message to the home of its target, which is to pass it on.
+const HEADER_RELAY: &str = "warren-relay";
 const HEADER_REDELIVERED: &str = "warren-redelivered";
 /// Milliseconds that the origin still has to settle the message.
 const HEADER_BUDGET: &str = "warren-budget";
@@ -70,6 +72,18 @@ pub struct Envelope {
     pub origin: Option<Origin>,
     /// When the origin gives up waiting, on this node's clock.
     pub answer_by: Option<Instant>,
+}
+
+/// The publish of a message that its receiver is to pass on, for the node that has it done.
+pub fn relayed_for(node: &NodeId, publish: Publish) -> Publish {
+    let mut publish = publish;
+    publish.properties.headers.push((HEADER_RELAY.to_owned(), node.as_str().to_owned()));
+    publish
+}
+
+/// For which node this one is to pass the message on, if for one.
+pub fn relay_for(from: &Properties) -> Result<Option<NodeId>, EnvelopeError> {
+    Ok(from.header(HEADER_RELAY).map(NodeId::new).transpose()?)
 }
 
 #[derive(Debug, thiserror::Error)]

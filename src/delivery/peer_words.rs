@@ -50,6 +50,8 @@ pub struct Receipts {
     pub from: NodeId,
     /// The origin's.
     pub life: Life,
+    /// What this node, as the home of their targets, has passed on, and to which nodes. Goes before the receipts.
+    pub relayed: Vec<(Tag, Vec<NodeId>)>,
     pub receipts: Vec<(Tag, Receipt)>,
 }
 
@@ -57,6 +59,8 @@ pub struct Receipts {
 struct WireReceipts {
     from: NodeId,
     life: Life,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    relayed: Vec<(Tag, Vec<NodeId>)>,
     receipts: Vec<(Tag, Receipt)>,
     /// Those of the receipts that mean [`Receipt::Declined`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -74,7 +78,7 @@ impl From<Receipts> for WireReceipts {
             _ => (tag, receipt),
         };
         let receipts = of.receipts.into_iter().map(as_sent).collect();
-        Self { from: of.from, life: of.life, receipts, declined }
+        Self { from: of.from, life: of.life, relayed: of.relayed, receipts, declined }
     }
 }
 
@@ -84,7 +88,8 @@ impl From<WireReceipts> for Receipts {
             Receipt::NotTaken if of.declined.contains(&tag) => (tag, Receipt::Declined),
             _ => (tag, receipt),
         };
-        Self { from: of.from, life: of.life, receipts: of.receipts.into_iter().map(meant).collect() }
+        let receipts = of.receipts.into_iter().map(meant).collect();
+        Self { from: of.from, life: of.life, relayed: of.relayed, receipts }
     }
 }
 
@@ -192,6 +197,9 @@ pub struct MailNotice {
     pub from: NodeId,
     pub life: Life,
     pub user: UserId,
+    /// It is for the home of the user, which is to pass it on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub relay: bool,
 }
 
 fn json(to: Destination, kind: &str, body: &impl Serialize, properties: Properties) -> Publish {
@@ -266,6 +274,7 @@ mod tests {
         let receipts = Receipts {
             from: NodeId::new("n").unwrap(),
             life: Life(7),
+            relayed: vec![],
             receipts: vec![
                 (Tag(1), Receipt::Delivered(2)),
                 (Tag(2), Receipt::Declined),
@@ -277,6 +286,12 @@ mod tests {
             json.contains(r#""receipts":[[1,{"delivered":2}],[2,"not_taken"],[3,"not_taken"]]"#),
             "{json}"
         );
+        assert!(!json.contains("relayed"), "{json}");
+        assert_eq!(serde_json::from_str::<Receipts>(&json).unwrap(), receipts);
+        let nodes = ["a", "b"].map(|name| NodeId::new(name).unwrap()).into_iter().collect();
+        let receipts = Receipts { relayed: vec![(Tag(4), nodes), (Tag(5), vec![])], ..receipts };
+        let json = serde_json::to_string(&receipts).unwrap();
+        assert!(json.contains(r#""relayed":[[4,["a","b"]],[5,[]]]"#), "{json}");
         assert_eq!(serde_json::from_str::<Receipts>(&json).unwrap(), receipts);
     }
 }

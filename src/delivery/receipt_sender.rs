@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::bus::Bus;
-use crate::delivery::envelope::{Origin, Tag};
+use crate::delivery::envelope::Origin;
 use crate::delivery::peer_words::{receipts_publish, Receipt, Receipts};
 use crate::ids::{Life, NodeId};
 
@@ -21,10 +21,18 @@ const BATCH_EVERY: Duration = Duration::from_millis(4);
 /// deadline runs out, and the ids this node has seen keep the repeat from being shown.
 const QUEUE_MAX: usize = 65_536;
 
+/// What an origin is told of one message.
+#[derive(Debug)]
+enum Word {
+    Receipt(Receipt),
+    /// This node has passed it on to these.
+    Relayed(Vec<NodeId>),
+}
+
 /// Hands receipts to the sender task. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ReceiptSender {
-    queue: mpsc::Sender<(Origin, Receipt)>,
+    queue: mpsc::Sender<(Origin, Word)>,
 }
 
 impl ReceiptSender {
@@ -36,36 +44,49 @@ impl ReceiptSender {
 
     pub fn send(&self, origin: Origin, receipt: Receipt) {
         // See QUEUE_MAX for what a full queue means.
-        let _ = self.queue.try_send((origin, receipt));
+        let _ = self.queue.try_send((origin, Word::Receipt(receipt)));
+    }
+
+    /// This node, the home of a message's target, has passed the message on to these nodes.
+    pub fn send_relayed(&self, origin: Origin, nodes: Vec<NodeId>) {
+        let _ = self.queue.try_send((origin, Word::Relayed(nodes)));
     }
 }
 
-async fn run(node: NodeId, bus: Arc<dyn Bus>, mut queue: mpsc::Receiver<(Origin, Receipt)>) {
-    let mut batch: Vec<(Origin, Receipt)> = Vec::with_capacity(BATCH_MAX);
+async fn run(node: NodeId, bus: Arc<dyn Bus>, mut queue: mpsc::Receiver<(Origin, Word)>) {
+    let mut batch: Vec<(Origin, Word)> = Vec::with_capacity(BATCH_MAX);
     let mut next = Instant::now();
     while queue.recv_many(&mut batch, BATCH_MAX).await > 0 {
         if batch.len() < BATCH_MAX && Instant::now() < next {
             tokio::time::sleep_until(next).await;
             while batch.len() < BATCH_MAX {
                 match queue.try_recv() {
-                    Ok(receipt) => batch.push(receipt),
+                    Ok(word) => batch.push(word),
                     Err(_) => break,
                 }
             }
         }
         next = Instant::now() + BATCH_EVERY;
-        for ((to, life), receipts) in by_origin(&mut batch) {
+        for (to, receipts) in by_origin(&node, &mut batch) {
             // A lost batch is as harmless as a full queue.
-            let receipts = Receipts { from: node.clone(), life, receipts };
             bus.publish(receipts_publish(to, &receipts), Box::new(|_| ()));
         }
     }
 }
 
-fn by_origin(batch: &mut Vec<(Origin, Receipt)>) -> HashMap<(NodeId, Life), Vec<(Tag, Receipt)>> {
-    let mut origins: HashMap<(NodeId, Life), Vec<(Tag, Receipt)>> = HashMap::new();
-    for (origin, receipt) in batch.drain(..) {
-        origins.entry((origin.node, origin.life)).or_default().push((origin.tag, receipt));
+fn by_origin(from: &NodeId, batch: &mut Vec<(Origin, Word)>) -> Vec<(NodeId, Receipts)> {
+    let mut origins: HashMap<(NodeId, Life), Receipts> = HashMap::new();
+    for (Origin { node, life, tag }, word) in batch.drain(..) {
+        let of = origins.entry((node, life)).or_insert_with(|| Receipts {
+            from: from.clone(),
+            life,
+            relayed: Vec::new(),
+            receipts: Vec::new(),
+        });
+        match word {
+            Word::Receipt(receipt) => of.receipts.push((tag, receipt)),
+            Word::Relayed(nodes) => of.relayed.push((tag, nodes)),
+        }
     }
-    origins
+    origins.into_iter().map(|((node, _), receipts)| (node, receipts)).collect()
 }

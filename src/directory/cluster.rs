@@ -2,9 +2,8 @@
 
 use std::cmp::Ordering;
 
-use smallvec::SmallVec;
-
-use super::{Directory, Key, Touched};
+use super::ring::Ring;
+use super::{Directory, Key, Nodes, Touched};
 use crate::ids::NodeId;
 
 /// Of this node among the live ones.
@@ -18,7 +17,7 @@ pub enum Age {
 
 impl Directory {
     /// The live peers. Never this node itself.
-    pub fn live_nodes(&self) -> SmallVec<[NodeId; 2]> {
+    pub fn live_nodes(&self) -> Nodes {
         self.read().peers.iter().map(|(node, _)| node.clone()).collect()
     }
 
@@ -42,6 +41,18 @@ impl Directory {
             }
         }
         age
+    }
+
+    /// Where a client of the user should connect, and where that is reached: the user's place on the ring of the nodes
+    /// that stay. With the ring as strategy it is the user's home, unless that is about to leave.
+    pub fn place_for(&self, user: Key) -> (NodeId, Option<String>) {
+        let state = self.read();
+        let own = (&state.own.node, &state.own.info);
+        let all = state.peers.iter().map(|(node, peer)| (node, &peer.info)).chain([own]);
+        let staying = all.clone().filter(|(_, info)| !info.draining).map(|(node, _)| node.clone());
+        let node = Ring::new(staying).home(user).unwrap_or(&state.own.node).clone();
+        let url = all.into_iter().find(|(of, _)| **of == node).and_then(|(_, info)| info.url.clone());
+        (node, url)
     }
 
     /// Whether every replica is right, and all live nodes have had the time to make themselves known.

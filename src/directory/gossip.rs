@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::key::{Fingerprint, Key};
+use super::ring::View;
 use crate::config::Routing;
 use crate::ids::{Incarnation, NodeId};
 
@@ -42,6 +43,8 @@ pub enum Gossip {
     /// The sender leaves, and this incarnation will not come back.
     Bye(Identity),
     Dead(Dead),
+    Entries(Entries),
+    EntriesLost(EntriesLost),
     /// A message of a newer version.
     #[serde(other)]
     Unknown,
@@ -92,6 +95,9 @@ pub struct Heartbeat {
     /// it: everything that was published before that moment has then been read.
     #[serde(default)]
     pub clock_ms: u64,
+    /// With the ring: where the streams of entries to the others ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ends: Vec<StreamEnd>,
     #[serde(flatten)]
     pub info: Info,
 }
@@ -111,6 +117,9 @@ pub struct Info {
     pub version: String,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub draining: bool,
+    /// Where clients reach this very node, if it knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
     /// When the process started, in milliseconds of Unix time.
     pub started_ms: u64,
 }
@@ -174,6 +183,39 @@ impl std::fmt::Display for Dialect {
     }
 }
 
+/// With the ring: users of the sender whose home the receiver is, part of a stream; see `homes`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entries {
+    pub node: NodeId,
+    pub incarnation: Incarnation,
+    pub epoch: u64,
+    /// From 1 in each epoch, which begins with an empty set.
+    pub seq: u64,
+    #[serde(default)]
+    pub joined: Vec<Key>,
+    #[serde(default)]
+    pub left: Vec<Key>,
+    /// The sender has told all that there is, by these live nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub view: Option<View>,
+}
+
+/// The sender has missed a part of the stream of entries from `of`, which is to begin anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EntriesLost {
+    pub node: NodeId,
+    pub incarnation: Incarnation,
+    pub of: NodeId,
+}
+
+/// The last part of a stream of entries that the sender has sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamEnd {
+    pub to: NodeId,
+    pub epoch: u64,
+    pub seq: u64,
+}
+
 #[derive(Serialize)]
 struct Outer<'a> {
     v: u32,
@@ -208,6 +250,9 @@ impl Gossip {
         match &gossip {
             Gossip::Delta(delta) if delta.joined.len() + delta.left.len() > DELTA_KEYS_MAX => {
                 Err(GossipError::Limit("too many keys in a delta"))
+            }
+            Gossip::Entries(entries) if entries.joined.len() + entries.left.len() > DELTA_KEYS_MAX => {
+                Err(GossipError::Limit("too many keys in entries"))
             }
             Gossip::Delta(delta) if delta.seq == 0 => Err(GossipError::Limit("deltas are counted from 1")),
             Gossip::Snapshot(part) if part.keys.len() > SNAPSHOT_KEYS_MAX => {
@@ -256,10 +301,21 @@ mod tests {
                 count: 1,
                 digest: u64::MAX,
                 clock_ms: 5,
+                ends: vec![StreamEnd { to: node.clone(), epoch: 2, seq: 3 }],
                 info,
             }),
             Gossip::SnapshotRequest(SnapshotRequest { node: node.clone(), incarnation, of: node.clone() }),
             Gossip::Snapshot(Snapshot { node: node.clone(), incarnation, seq: 1, part: 0, parts: 1, keys }),
+            Gossip::Entries(Entries {
+                node: node.clone(),
+                incarnation,
+                epoch: 2,
+                seq: 3,
+                joined: vec![Key::for_test(1)],
+                left: vec![Key::for_test(2)],
+                view: Some(View::default()),
+            }),
+            Gossip::EntriesLost(EntriesLost { node: node.clone(), incarnation, of: node.clone() }),
             Gossip::Dead(Dead { node: node.clone(), incarnation, by: node }),
         ] {
             let body = gossip.encode(OURS).unwrap();

@@ -28,6 +28,11 @@ impl Key {
         Self(xxh3_64_with_seed(name.as_str().as_bytes(), CHANNEL))
     }
 
+    /// Where on a ring of 64-bit numbers. Mixed, so that the users of one node are spread in its tables all the same.
+    pub(super) fn place(self) -> u64 {
+        mix(self.0)
+    }
+
     #[cfg(test)]
     pub(super) fn for_test(number: u64) -> Self {
         Self(mix(number))

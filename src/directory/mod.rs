@@ -9,11 +9,14 @@
 
 mod cluster;
 mod confirm;
+mod entries;
 mod gossip;
+mod homes;
 mod key;
 mod local;
 mod peers;
 mod replica;
+mod ring;
 mod schedule;
 mod service;
 mod state;
@@ -35,6 +38,7 @@ use tokio::time::Instant;
 
 pub use self::cluster::Age;
 pub use self::gossip::{GossipError, Info};
+pub use self::homes::Home;
 pub use self::key::Key;
 pub use self::service::{GOSSIP_KIND, PROBE_KIND};
 pub use self::watched::Touched;
@@ -94,6 +98,8 @@ pub struct Audience {
     pub is_sure: bool,
 }
 
+pub type Nodes = SmallVec<[NodeId; 2]>;
+
 /// Nodes, each with its incarnation.
 pub type Holders = SmallVec<[(NodeId, Incarnation); 2]>;
 
@@ -125,11 +131,13 @@ impl Directory {
     pub fn new(
         node: NodeId,
         routing: Routing,
+        url: Option<String>,
         bus: Arc<dyn Bus>,
     ) -> (Self, mpsc::Receiver<Membership>, impl Future<Output = ()> + Send + 'static) {
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let info = Info {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            url,
             started_ms: u64::try_from(started.as_millis()).unwrap_or_default(),
             ..Info::default()
         };
@@ -138,7 +146,7 @@ impl Directory {
             bus,
             routing,
             began: Instant::now(),
-            state: RwLock::new(State::new(node, info, seed)),
+            state: RwLock::new(State::new(node, info, seed, routing == Routing::Ring)),
             waiting: Mutex::default(),
             wake: Notify::new(),
             touched: Notify::new(),

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::gossip::{Delta, Gossip, Heartbeat, Identity, Snapshot, DELTA_KEYS_MAX, SNAPSHOT_KEYS_MAX};
+use super::homes::Homes;
 use super::key::Key;
 use super::peers::Reason;
 use super::state::{Effect, Recipients, State};
@@ -108,6 +109,9 @@ impl State {
         if let Some(due) = self.local.due() {
             next = next.min(due.max(schedule.rest_at.unwrap_or(due)));
         }
+        if let Some(due) = self.homes.as_ref().and_then(Homes::due) {
+            next = next.min(due);
+        }
         if !schedule.askers.is_empty() || !schedule.outgoing.is_empty() {
             next = next.min(schedule.burst_at);
         }
@@ -123,6 +127,7 @@ impl State {
                 self.effects.push(Effect::Publish(Gossip::Hello(hello)));
             }
             self.tell_changes(incarnation, now);
+            self.tell_homes(incarnation, now);
             if self.schedule.heartbeat_at <= now {
                 self.schedule.heartbeat_at = now + HEARTBEAT_EVERY - self.schedule.jitter();
                 self.effects.push(Effect::Publish(Gossip::Heartbeat(self.heartbeat(incarnation, now))));
@@ -165,6 +170,7 @@ impl State {
             count: published.count,
             digest: published.digest,
             clock_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+            ends: self.homes.as_ref().map(Homes::ends).unwrap_or_default(),
             info: self.own.info.clone(),
         }
     }

@@ -98,8 +98,9 @@ impl Service {
             }
             Effect::SendTo { nodes, gossip } => {
                 let destination = Destination::Nodes(nodes.iter().map(|(node, _)| node.clone()).collect());
+                let is_of_ring = matches!(gossip, Gossip::Entries(_));
                 if let Some(publish) = publish(destination, &gossip, self.directory.shared.routing) {
-                    self.send(publish, nodes);
+                    self.send(publish, nodes, is_of_ring);
                 }
             }
             Effect::Probe { node, incarnation } => self.probe(node, incarnation),
@@ -138,13 +139,16 @@ impl Service {
             order_key: ORDER_KEY,
             lane: Lane::Urgent,
         };
-        self.send(publish, [(node, incarnation)].into_iter().collect());
+        self.send(publish, [(node, incarnation)].into_iter().collect(), false);
     }
 
     /// Publishes directly. A return (`basic.return`) says that none of the nodes has a queue.
-    fn send(&self, publish: Publish, nodes: Recipients) {
+    fn send(&self, publish: Publish, nodes: Recipients, is_of_ring: bool) {
         let directory = self.directory.clone();
         let done = move |outcome| {
+            if is_of_ring && outcome != Outcome::Confirmed {
+                nodes.iter().for_each(|(node, _)| directory.entries_failed(node));
+            }
             if outcome == Outcome::Unroutable {
                 for (node, incarnation) in nodes {
                     directory.returned(&node, Some(incarnation));

@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 
 use super::confirm::{Confirms, WaitId};
 use super::gossip::{Dead, Delta, Dialect, Gossip, Identity, Info, Merged, Snapshot, SnapshotRequest};
+use super::homes::Homes;
 use super::key::Key;
 use super::local::Local;
 use super::peers::{Admission, Peers, Proof, Reason};
@@ -73,7 +74,7 @@ pub(super) struct Own {
     /// `None` while there is no link.
     pub incarnation: Option<Incarnation>,
     /// All of this process, the newest last.
-    incarnations: VecDeque<Incarnation>,
+    pub(super) incarnations: VecDeque<Incarnation>,
     /// Whether the broker takes messages.
     pub publishing: bool,
     /// The new incarnation has not been announced yet.
@@ -82,7 +83,7 @@ pub(super) struct Own {
     pub left: bool,
     pub info: Info,
     /// The last foreign incarnation under our node id, and whether it was reported.
-    foreign: Option<(Incarnation, bool)>,
+    pub(super) foreign: Option<(Incarnation, bool)>,
 }
 
 impl Own {
@@ -103,6 +104,8 @@ pub struct State {
     /// The same for one who watches all keys.
     pub(super) all_watched: Watched,
     pub(super) strangers: Strangers,
+    /// With the ring alone.
+    pub(super) homes: Option<Homes>,
     pub(super) effects: Vec<Effect>,
     /// Everything that was published to the control exchange before this moment has been read here.
     pub(super) control_read_to: Option<Duration>,
@@ -111,7 +114,7 @@ pub struct State {
 
 impl State {
     /// `seed` is for the jitter of the timers alone.
-    pub fn new(node: NodeId, info: Info, seed: u64) -> Self {
+    pub fn new(node: NodeId, info: Info, seed: u64, has_ring: bool) -> Self {
         let own = Own {
             node,
             incarnation: None,
@@ -131,6 +134,7 @@ impl State {
             watched: Watched::default(),
             all_watched: Watched::default(),
             strangers: Strangers::default(),
+            homes: has_ring.then(Homes::default),
             effects: Vec::new(),
             control_read_to: None,
             linked_at: Duration::ZERO,
@@ -173,6 +177,7 @@ impl State {
             peer.replica.doubt(now + REPAIR_RETRY);
             peer.last_heard = now;
         }
+        self.homes_link_up(now);
     }
 
     /// The replicas stay as hints. No peer is dropped while this node receives no gossip.
@@ -248,6 +253,7 @@ impl State {
                         peer.replica.compare(beat.seq, beat.fingerprint(), now);
                         peer.info = beat.info;
                     }
+                    self.on_stream_ends(&beat.node, beat.incarnation, &beat.ends, now);
                     self.ask_if_due(&beat.node, now);
                 }
             }
@@ -258,6 +264,8 @@ impl State {
                     self.confirmed(waits);
                 }
             }
+            Gossip::Entries(entries) => self.on_entries(entries, now),
+            Gossip::EntriesLost(lost) => self.on_entries_lost(&lost, now),
             Gossip::Snapshot(part) => self.on_snapshot(part, now),
             Gossip::SnapshotRequest(request) => self.on_snapshot_request(request, now),
         }
@@ -322,7 +330,13 @@ impl State {
     }
 
     /// Whether the message of this sender is to be processed.
-    fn admit(&mut self, node: &NodeId, incarnation: Incarnation, proof: Proof, now: Duration) -> bool {
+    pub(super) fn admit(
+        &mut self,
+        node: &NodeId,
+        incarnation: Incarnation,
+        proof: Proof,
+        now: Duration,
+    ) -> bool {
         if *node == self.own.node {
             self.mirror(incarnation);
             return false;
@@ -339,27 +353,9 @@ impl State {
                     self.effects.push(Effect::NodeLost { node, incarnation, reason });
                 }
                 self.effects.push(Effect::NodeUp { node: node.clone() });
+                self.members_changed(now);
                 true
             }
-        }
-    }
-
-    /// Gossip arrived under this node's own id.
-    fn mirror(&mut self, incarnation: Incarnation) {
-        let Some(&newest) = self.own.incarnations.back() else { return };
-        if self.own.incarnations.contains(&incarnation) {
-            return;
-        }
-        let (again, reported) = match self.own.foreign {
-            Some((foreign, reported)) if foreign == incarnation => (true, reported),
-            _ => (false, false),
-        };
-        // A single message of an older incarnation may be the last one of the process that this one replaced. A second one
-        // shows that it is alive.
-        let report = !reported && (incarnation > newest || again);
-        self.own.foreign = Some((incarnation, reported || report));
-        if report {
-            self.effects.push(Effect::Conflict { incarnation });
         }
     }
 
@@ -380,6 +376,7 @@ impl State {
             let waits = self.confirms.gone(node);
             self.confirmed(waits);
             self.effects.push(Effect::NodeLost { node: node.clone(), incarnation, reason });
+            self.members_changed(now);
         }
         lost.is_some()
     }

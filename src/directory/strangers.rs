@@ -1,5 +1,6 @@
-//! Live nodes that route in another way: nothing they say is believed, and one of the two sides leaves. Pure.
+//! Nodes that should not be there: processes with this node's id, and live nodes that route in another way. Pure.
 //!
+//! Nothing that the latter say is believed, and one of the two sides leaves.
 //! A message for a user goes where the origin's strategy sends it, and is answered as the target's strategy has it. Nodes
 //! that disagree would find each other's users by luck. So a node that meets another strategy before it has been in the
 //! cluster for a while refuses to join; one that has goes on, without the stranger.
@@ -29,6 +30,25 @@ impl Strangers {
 }
 
 impl State {
+    /// Gossip arrived under this node's own id.
+    pub(super) fn mirror(&mut self, incarnation: Incarnation) {
+        let Some(&newest) = self.own.incarnations.back() else { return };
+        if self.own.incarnations.contains(&incarnation) {
+            return;
+        }
+        let (again, reported) = match self.own.foreign {
+            Some((foreign, reported)) if foreign == incarnation => (true, reported),
+            _ => (false, false),
+        };
+        // A single message of an older incarnation may be the last one of the process that this one replaced. A second one
+        // shows that it is alive.
+        let report = !reported && (incarnation > newest || again);
+        self.own.foreign = Some((incarnation, reported || report));
+        if report {
+            self.effects.push(Effect::Conflict { incarnation });
+        }
+    }
+
     /// Takes gossip of a node that routes in another way.
     pub fn on_stranger(&mut self, dialect: Dialect, gossip: &Gossip, now: Duration) {
         // Only these two prove that their sender is alive.

@@ -15,6 +15,7 @@ use super::connection::Connection;
 use super::credentials::{bearer, refusal};
 use super::{channels, cluster, publish, response, revocations, AppState};
 use crate::auth::Caller;
+use crate::directory::Key;
 use crate::error::{Code, Error};
 use crate::ids::{SessionId, UserId};
 use crate::router::ask::Found;
@@ -46,6 +47,8 @@ pub(super) fn routes(state: Arc<AppState>) -> impl Filter<Extract = (Response,),
     let trace = v1.clone().and(warp::path!("messages" / String / "trace")).and(read).then(cluster::trace);
     let nodes = nodes.or(trace).unify().or(whole).unify().or(drain).unify();
     let user = v1.clone().and(warp::path!("users" / String)).and(read).then(get_user);
+    let home = v1.clone().and(warp::path!("users" / String / "home")).and(read).then(get_home);
+    let user = user.or(home).unify();
     let user_sessions =
         v1.clone().and(warp::path!("users" / String / "sessions")).and(warp::delete()).then(delete_user);
     let channel = v1.clone().and(warp::path!("channels" / String)).and(read).then(channels::get);
@@ -166,6 +169,22 @@ async fn get_user(asked: Asked, segment: String) -> Response {
         "partial": partial,
     });
     response::json(StatusCode::OK, &body)
+}
+
+/// `GET /v1/users/{id}/home`: for the API, and for the user.
+#[allow(clippy::unused_async, reason = "a handler like the others")]
+async fn get_home(asked: Asked, segment: String) -> Response {
+    let home = asked.caller().and_then(|caller| {
+        let user = user_id(&segment)?;
+        if !caller.api() && !matches!(&caller, Caller::User(identity) if identity.user == user) {
+            return Err(Error::new(Code::Forbidden, "these credentials are of another user"));
+        }
+        let router = &asked.state.router;
+        let (node, url) = router.directory().place_for(Key::user(&user));
+        let body = json!({ "user": user, "node": node, "url": url, "routing": router.routing().as_str() });
+        Ok(response::json(StatusCode::OK, &body))
+    });
+    or_error(home)
 }
 
 fn closed(found: &Found) -> Response {

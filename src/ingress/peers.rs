@@ -71,7 +71,10 @@ impl NodeQueue {
                     Target::Broadcast | Target::Channel(_) => {
                         self.show_everyone(Rendered::new(Arc::new(envelope.message))).await;
                     }
-                    _ => self.router.arrive(envelope),
+                    _ => match envelope::relay_for(properties).map_err(text)? {
+                        Some(by) => self.router.relay(envelope, &by),
+                        None => self.router.arrive(envelope),
+                    },
                 }
             }
             Some(kind::RECEIPTS) => self.router.on_receipts(parse::<Receipts>(&delivery.body)?),

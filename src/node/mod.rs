@@ -126,7 +126,7 @@ impl Node {
         let (hub, commands) = Hub::new(config.workers);
         let hub = Arc::new(hub);
         let (directory, members, directory_service) =
-            Directory::new(config.node_id.clone(), config.routing, bus.clone());
+            Directory::new(config.node_id.clone(), config.routing, config.public_url.clone(), bus.clone());
         let (receipts, receipt_task) = ReceiptSender::start(config.node_id.clone(), bus.clone());
         let settings = RouterSettings {
             node: config.node_id.clone(),

@@ -101,7 +101,7 @@ impl Router {
     pub async fn sessions_of(self: &Arc<Self>, user: &UserId) -> Found {
         let nodes = match self.settings.routing {
             Routing::Directory => self.directory.nodes_of(Key::user(user)),
-            Routing::Broadcast => self.directory.live_nodes(),
+            Routing::Broadcast | Routing::Ring => self.directory.live_nodes(),
         };
         self.ask(&nodes, Ask::SessionsOf(user.clone())).await
     }

@@ -4,12 +4,14 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Instant;
 
+use smallvec::smallvec;
+
 use super::path::{Deposited, Effect, Event};
-use super::strategy::{spread, Nodes, Spread};
+use super::strategy::{spread, Nodes, Spread, Ways};
 use super::table::{Cell, Execute};
 use super::{failed, order_key, overloaded, unavailable, Router, Settle};
-use crate::bus::{BoxNumber, Destination, Outcome};
-use crate::delivery::envelope::{properties, Envelope, Origin, Tag};
+use crate::bus::{BoxNumber, Destination, Outcome, Publish};
+use crate::delivery::envelope::{properties, relayed_for, Envelope, Origin, Tag};
 use crate::delivery::peer_words::{mail_publish, MailNotice, Receipt};
 use crate::delivery::seen::SeenKey;
 use crate::delivery::trace::Step;
@@ -27,12 +29,10 @@ impl Execute for Router {
                 self.pending.fetch_sub(1, Ordering::Relaxed);
                 settle(settlement);
             }
-            Effect::Send { tag, nodes, message, answer_by } => {
-                self.send(cell, tag, nodes, &message, answer_by)
-            }
-            Effect::SendOnce { nodes, message, settle } => self.send_once(cell, &nodes, &message, settle),
+            Effect::Send { tag, ways, message, answer_by } => self.send(cell, tag, ways, &message, answer_by),
+            Effect::SendOnce { ways, message, settle } => self.send_once(cell, ways, &message, settle),
             Effect::Deposit { tag, message } => self.deposit(cell, tag, &message),
-            Effect::Notify { nodes } => self.notify(cell, &nodes),
+            Effect::Notify { ways } => self.notify(cell, ways),
             Effect::Answer { origin, receipt } => self.answer(origin, receipt),
             Effect::HandOut { key, message } => return self.hand_out(cell, key, message),
             Effect::Acknowledge { ack, message } => {
@@ -66,39 +66,54 @@ impl Router {
         let _ = self.paths.step_cell(cell, event, Instant::now(), self);
     }
 
-    fn send(&self, cell: &Arc<Cell>, tag: Tag, nodes: Nodes, message: &Arc<Message>, answer_by: Instant) {
+    fn send(&self, cell: &Arc<Cell>, tag: Tag, ways: Ways, message: &Arc<Message>, answer_by: Instant) {
         let origin = Origin { node: self.node().clone(), life: self.life, tag };
         let envelope =
             Envelope { message: (**message).clone(), origin: Some(origin), answer_by: Some(answer_by) };
-        let (here, others): (Nodes, Nodes) = nodes.into_iter().partition(|node| node == self.node());
-        self.trace_sent(message, &others);
+        let (here, others): (Nodes, Nodes) = ways.nodes.into_iter().partition(|node| node == self.node());
+        let now = Instant::now();
         if !others.is_empty() {
-            let key = order_key(&message.target);
-            let publish = envelope.to_publish(self.way_to(others.clone()), Instant::now(), key);
-            let meant: Vec<_> =
-                others.iter().map(|node| (node.clone(), self.directory.incarnation_of(node))).collect();
-            let (step, directory) = (self.stepper(cell), self.directory.clone());
-            let done = move |outcome| {
-                // A confirm says little (the queue may die with its node): the receipts decide.
-                if outcome == Outcome::Confirmed {
-                    return;
-                }
-                if outcome == Outcome::Unroutable {
-                    for (node, incarnation) in &meant {
-                        directory.returned(node, *incarnation);
-                    }
-                }
-                step(Event::NotSent { tag, nodes: others, outcome });
-            };
-            self.bus.publish(publish, Box::new(done));
+            self.trace_sent(message, &others);
+            let publish = self.envelope_publish(&envelope, self.way_to(others.clone()), now);
+            self.send_awaited(cell, tag, others, publish);
+        }
+        if let Some(home) = ways.relay {
+            let home: Nodes = smallvec![home];
+            self.trace_sent(message, &home);
+            let publish = self.envelope_publish(&envelope, Destination::Nodes(home.clone()), now);
+            self.send_awaited(cell, tag, home, relayed_for(self.node(), publish));
         }
         if !here.is_empty() {
             self.step_now(cell, Event::Arrived(envelope));
         }
     }
 
+    pub(super) fn envelope_publish(&self, envelope: &Envelope, to: Destination, now: Instant) -> Publish {
+        envelope.to_publish(to, now, order_key(&envelope.message.target))
+    }
+
+    /// Publishes what these nodes are to answer.
+    fn send_awaited(&self, cell: &Arc<Cell>, tag: Tag, nodes: Nodes, publish: Publish) {
+        let meant: Vec<_> =
+            nodes.iter().map(|node| (node.clone(), self.directory.incarnation_of(node))).collect();
+        let (step, directory) = (self.stepper(cell), self.directory.clone());
+        let done = move |outcome| {
+            // A confirm says little (the queue may die with its node): the receipts decide.
+            if outcome == Outcome::Confirmed {
+                return;
+            }
+            if outcome == Outcome::Unroutable {
+                for (node, incarnation) in &meant {
+                    directory.returned(node, *incarnation);
+                }
+            }
+            step(Event::NotSent { tag, nodes, outcome });
+        };
+        self.bus.publish(publish, Box::new(done));
+    }
+
     /// By the fanout exchange if these nodes are most of many. Others get it too then, and have nobody to show it to.
-    fn way_to(&self, nodes: Nodes) -> Destination {
+    pub(super) fn way_to(&self, nodes: Nodes) -> Destination {
         match spread(nodes, self.directory.live_nodes().len(), true) {
             Spread::Everyone => Destination::Broadcast,
             Spread::Nodes(nodes) => Destination::Nodes(nodes),
@@ -107,18 +122,26 @@ impl Router {
     }
 
     /// At-most-once: sent, confirmed, forgotten.
-    fn send_once(&self, cell: &Arc<Cell>, nodes: &Nodes, message: &Arc<Message>, settle: Settle) {
+    fn send_once(&self, cell: &Arc<Cell>, ways: Ways, message: &Arc<Message>, settle: Settle) {
         self.pending.fetch_sub(1, Ordering::Relaxed);
         let envelope = Envelope { message: (**message).clone(), origin: None, answer_by: None };
-        let others: Nodes = nodes.iter().filter(|node| *node != self.node()).cloned().collect();
-        let is_here = others.len() < nodes.len();
+        let (here, others): (Nodes, Nodes) = ways.nodes.into_iter().partition(|node| node == self.node());
+        let is_here = !here.is_empty();
         if is_here {
             self.step_now(cell, Event::Arrived(envelope.clone()));
         }
-        if others.is_empty() {
+        let now = Instant::now();
+        // At most one of the two ways leads to other nodes.
+        let publish = if let Some(home) = ways.relay {
+            let to: Nodes = smallvec![home];
+            self.trace_sent(message, &to);
+            relayed_for(self.node(), self.envelope_publish(&envelope, Destination::Nodes(to), now))
+        } else if others.is_empty() {
             return settle(Settlement::Published);
-        }
-        self.trace_sent(message, &others);
+        } else {
+            self.trace_sent(message, &others);
+            self.envelope_publish(&envelope, self.way_to(others), now)
+        };
         let done = move |outcome| {
             settle(match outcome {
                 _ if is_here => Settlement::Published,
@@ -128,8 +151,6 @@ impl Router {
                 Outcome::Unavailable => unavailable(),
             })
         };
-        let key = order_key(&message.target);
-        let publish = envelope.to_publish(self.way_to(others), Instant::now(), key);
         self.bus.publish(publish, Box::new(done));
     }
 
@@ -176,24 +197,28 @@ impl Router {
         self.bus.deposit(number, properties(message, now), body, Box::new(done));
     }
 
-    fn notify(&self, cell: &Arc<Cell>, nodes: &Nodes) {
+    fn notify(&self, cell: &Arc<Cell>, ways: Ways) {
         let Target::User(user) = cell.ask(|path| path.target().clone()) else { return };
-        let others: Nodes = nodes.iter().filter(|node| *node != self.node()).cloned().collect();
-        if others.len() < nodes.len() {
+        let (here, others): (Nodes, Nodes) = ways.nodes.into_iter().partition(|node| node == self.node());
+        if !here.is_empty() {
             self.step_now(cell, Event::MailAnnounced { from: Some(self.life) });
         }
-        if others.is_empty() {
-            return;
-        }
         let key = order_key(&Target::User(user.clone()));
-        let notice = MailNotice { from: self.node().clone(), life: self.life, user };
-        let step = self.stepper(cell);
-        let done = move |outcome| {
-            if outcome != Outcome::Confirmed {
-                step(Event::NoticeFailed);
-            }
-        };
-        self.bus.publish(mail_publish(self.way_to(others), &notice, key), Box::new(done));
+        let notice =
+            |relay| MailNotice { from: self.node().clone(), life: self.life, user: user.clone(), relay };
+        let notices = [
+            (!others.is_empty()).then(|| mail_publish(self.way_to(others), &notice(false), key)),
+            ways.relay.map(|home| mail_publish(Destination::Nodes(smallvec![home]), &notice(true), key)),
+        ];
+        for publish in notices.into_iter().flatten() {
+            let step = self.stepper(cell);
+            let done = move |outcome| {
+                if outcome != Outcome::Confirmed {
+                    step(Event::NoticeFailed);
+                }
+            };
+            self.bus.publish(publish, Box::new(done));
+        }
     }
 
     fn answer(&self, origin: Origin, receipt: Receipt) {

@@ -21,6 +21,9 @@ use crate::protocol::target::Target;
 impl Router {
     /// An origin has put mail into the box of a user who is here.
     pub fn on_mail_notice(&self, notice: MailNotice) {
+        if notice.relay {
+            self.relay_notice(&notice);
+        }
         let target = Target::User(notice.user);
         if self.paths.find(&target).is_some() || World::is_here(self, &target) {
             let event = Event::MailAnnounced { from: Some(notice.life) };

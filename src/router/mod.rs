@@ -5,7 +5,7 @@
 //! - `world.rs`: what paths may look up.
 //! - `execute.rs`: what paths want done: publishing, storing, handing to sessions.
 //! - [`readings`]: reads the boxes of users who are here.
-//! - [`strategy`]: where a message goes (pure).
+//! - [`strategy`]: where a message goes (pure); `relay.rs`: what the home of a user does.
 //! - `broadcast.rs`, `channels.rs`: messages for everyone and for channels; `presence.rs`: sessions and
 //!   subscriptions begin and end, and the lock that keeps hub and directory in step.
 //! - `application.rs`: messages for backends; `requests.rs`: those that await an answer (pure).
@@ -27,6 +27,7 @@ mod mail;
 pub mod path;
 pub mod presence;
 pub mod readings;
+mod relay;
 pub mod report;
 mod requests;
 mod revoke;
@@ -218,11 +219,6 @@ impl Router {
         &self.mail
     }
 
-    /// Whether every node is told which users are here: to route by it, or since backends are told who is online.
-    fn gossips_users(&self) -> bool {
-        self.settings.routing == Routing::Directory || self.settings.events.users
-    }
-
     fn is_linked(&self) -> bool {
         self.link.borrow().ready()
     }
@@ -298,6 +294,13 @@ impl Router {
             return;
         }
         let now = Instant::now();
+        for (tag, nodes) in receipts.relayed {
+            if let Some(cell) = self.paths.of_tag(tag) {
+                let nodes = nodes.into_iter().collect();
+                let event = Event::Relayed { tag, home: receipts.from.clone(), nodes };
+                let _ = self.paths.step_cell(&cell, event, now, self);
+            }
+        }
         for (tag, receipt) in receipts.receipts {
             if let Some(cell) = self.paths.of_tag(tag) {
                 let event = Event::Receipt { tag, node: receipts.from.clone(), receipt };

@@ -4,6 +4,7 @@ use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use crate::config::Routing;
 use crate::directory::Key;
 use crate::hub::Local;
 use crate::ids::{ChannelName, SessionId, UserId};
@@ -57,8 +58,8 @@ impl Router {
             let target = Target::User(user.clone());
             let stepped = has_mail.then(|| self.paths.step_only(&target, event, Instant::now(), self));
             let is_first = self.hub.register(user, session);
-            if is_first && self.gossips_users() {
-                self.directory.join(Key::user(user));
+            if is_first {
+                self.tell_user(user, true);
             }
             (stepped, is_first)
         };
@@ -75,9 +76,7 @@ impl Router {
         let stepped = {
             let _presence = self.presence.lock(user);
             self.hub.unregister(user, counter).then(|| {
-                if self.gossips_users() {
-                    self.directory.leave(Key::user(user));
-                }
+                self.tell_user(user, false);
                 let target = Target::User(user.clone());
                 self.paths
                     .find(&target)
@@ -88,6 +87,22 @@ impl Router {
         if let Some(stepped) = stepped {
             stepped.into_iter().for_each(|cell| self.paths.execute_of(cell, self));
             self.events.user(user, false);
+        }
+    }
+
+    /// The user is here now, or no longer: told to those who need it. Every node does to route by the directory, and where
+    /// backends are told who is online; with the ring the user's home does.
+    fn tell_user(&self, user: &UserId, is_here: bool) {
+        let (key, routing) = (Key::user(user), self.settings.routing);
+        if routing == Routing::Directory || self.settings.events.users {
+            if is_here {
+                self.directory.join(key)
+            } else {
+                self.directory.leave(key)
+            }
+        }
+        if routing == Routing::Ring {
+            self.directory.set_home_user(key, is_here);
         }
     }
 

@@ -5,10 +5,10 @@ use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use super::path::World;
-use super::strategy::{route, Lookup, Nodes, Route};
+use super::strategy::{route, Lookup, Nodes, Route, Ways};
 use super::{Router, PRESSURE_SHARE};
 use crate::delivery::seen::SeenKey;
-use crate::directory::Key;
+use crate::directory::{Home, Key};
 use crate::ids::{NodeId, UserId};
 use crate::protocol::message::Stamp;
 use crate::protocol::target::Target;
@@ -26,6 +26,10 @@ impl Lookup for Router {
         self.directory.nodes_of(Key::user(user))
     }
 
+    fn home_of(&self, user: &UserId) -> Home {
+        self.directory.home_of(Key::user(user))
+    }
+
     fn live_nodes(&self) -> Nodes {
         self.directory.live_nodes()
     }
@@ -40,13 +44,19 @@ impl World for Router {
         self.node()
     }
 
-    fn nodes(&self, target: &Target) -> Nodes {
-        match route(self.settings.routing, target, self) {
+    fn ways(&self, target: &Target, again: bool) -> Ways {
+        match route(self.settings.routing, target, again, self) {
             #[cfg(feature = "sabotage")]
-            Route::Nodes(nodes) if crate::sabotage::is("one-device") => nodes.into_iter().take(1).collect(),
-            Route::Nodes(nodes) => nodes,
-            Route::Everyone | Route::Unsupported => Nodes::new(),
+            Route::Ways(ways) if crate::sabotage::is("one-device") => {
+                Ways { nodes: ways.nodes.into_iter().take(1).collect(), ..ways }
+            }
+            Route::Ways(ways) => ways,
+            Route::Everyone | Route::Unsupported => Ways::default(),
         }
+    }
+
+    fn is_live(&self, node: &NodeId) -> bool {
+        node == self.node() || self.directory.is_live(node)
     }
 
     fn is_here(&self, target: &Target) -> bool {

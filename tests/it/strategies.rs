@@ -8,9 +8,10 @@ use warren::directory::Key;
 use warren::ids::UserId;
 use warren::node::{Failure, Node};
 
+use crate::credentials::token;
 use crate::support::api::Api;
 use crate::support::eventually::eventually;
-use crate::support::nodes::{config, node_id, Cluster, PATIENCE};
+use crate::support::nodes::{config, node_id, Cluster, API_KEY, JWT_SECRET, PATIENCE};
 use crate::support::user::User;
 
 async fn cluster(routing: &str, count: usize) -> Cluster {
@@ -208,6 +209,85 @@ async fn twelve_nodes_do_the_same(routing: &str) {
     assert_eq!(carol.message().await["payload"], "kept");
 }
 
+async fn nothing_is_lost_while_nodes_come_and_go(routing: &str) {
+    const COUNT: usize = 1_200;
+    /// Under way at any time.
+    const WINDOW: usize = 100;
+    let settled = |reply: Value| assert!(reply["error"].is_null(), "{reply}");
+    let mut cluster = cluster(routing, 4).await;
+    let mut bob = User::connect(cluster.ws(0), "bob").await;
+    // So many that every node is the home of some.
+    let mut users = Vec::new();
+    for n in 0..12 {
+        users.push(User::connect(cluster.ws(n % 2), &format!("user{n}")).await);
+    }
+    for n in 0..COUNT {
+        let publish = json!({"type": "publish", "to": format!("user.user{}", n % 12), "payload": n});
+        bob.request(publish).await;
+        match n {
+            200 => cluster.kill(3),
+            400 => cluster.add(),
+            600 => cluster.kill(3),
+            800 => cluster.add(),
+            _ => {}
+        }
+        if n >= WINDOW {
+            settled(bob.next("reply").await);
+        }
+    }
+    for _ in 0..WINDOW {
+        settled(bob.next("reply").await);
+    }
+    for (n, user) in users.iter_mut().enumerate() {
+        let mut missing: std::collections::BTreeSet<u64> = (n..COUNT).step_by(12).map(|n| n as u64).collect();
+        let mut last = None;
+        while !missing.is_empty() {
+            let message = user.message().await;
+            let payload = message["payload"].as_u64().unwrap();
+            let is_first = missing.remove(&payload);
+            if message["redelivered"] != true {
+                assert!(is_first, "{payload} comes again without a mark");
+                assert!(last < Some(payload), "{payload} comes after {last:?} without a mark");
+                last = Some(payload);
+            }
+        }
+    }
+}
+
+async fn all_nodes_name_the_same_home(routing: &str) {
+    let vars = [
+        ("ROUTING", routing),
+        ("JWT_SECRET", JWT_SECRET),
+        ("API_KEYS", API_KEY),
+        ("PUBLIC_URL", "https://n.example"),
+    ];
+    let cluster = Cluster::start(3, &vars).await;
+    // Each node hears where the others are with their first heartbeat.
+    let home = |at: usize, user: String| {
+        let api = cluster.api(at).with_token(API_KEY);
+        async move { api.get(&format!("/v1/users/{user}/home")).await }
+    };
+    let mut homes = std::collections::BTreeSet::new();
+    for n in 0..20 {
+        let (status, said) = home(0, format!("user{n}")).await;
+        assert_eq!((status, &said["routing"]), (200, &json!(routing)), "{said}");
+        homes.insert(said["node"].as_str().unwrap().to_owned());
+        for at in 1..3 {
+            assert_eq!(home(at, format!("user{n}")).await.1["node"], said["node"]);
+        }
+        eventually("its URL is known", PATIENCE, || async {
+            home(1, format!("user{n}")).await.1["url"] == "https://n.example"
+        })
+        .await;
+    }
+    assert_eq!(homes.len(), 3, "every node is somebody's home");
+    let alice = cluster.api(0).with_token(&token("alice", 60, &[]));
+    assert_eq!(alice.status("/v1/users/alice/home").await, 200);
+    assert_eq!(alice.status("/v1/users/bob/home").await, 403);
+    assert_eq!(cluster.api(0).status("/v1/users/alice/home").await, 401);
+    assert_eq!(cluster.api(0).with_token(API_KEY).status("/v1/users/%FF/home").await, 400);
+}
+
 macro_rules! for_each_strategy {
     ($($strategy:ident)* => $tests:tt) => { $(for_each_strategy!(@ $strategy $tests);)* };
     (@ $strategy:ident { $($test:ident)* }) => {
@@ -222,7 +302,7 @@ macro_rules! for_each_strategy {
     };
 }
 
-for_each_strategy!(directory broadcast => {
+for_each_strategy!(directory broadcast ring => {
     each_session_gets_a_message_once_on_whichever_node
     mail_waits_and_goes_before_what_is_newer
     a_thousand_messages_keep_their_order
@@ -231,13 +311,21 @@ for_each_strategy!(directory broadcast => {
     a_user_is_found_on_every_node
     at_most_once_reaches_who_is_there
     twelve_nodes_do_the_same
+    nothing_is_lost_while_nodes_come_and_go
+    all_nodes_name_the_same_home
 });
 
 #[tokio::test]
 async fn users_are_gossiped_only_where_somebody_needs_it() {
     let alice = Key::user(&UserId::new("alice").unwrap());
-    for (events, is_known) in [("none", false), ("users", true)] {
-        let cluster = Cluster::start(2, &[("ROUTING", "broadcast"), ("EVENTS", events)]).await;
+    let cases = [
+        ("broadcast", "none", false),
+        ("broadcast", "users", true),
+        ("ring", "none", false),
+        ("ring", "users", true),
+    ];
+    for (routing, events, is_known) in cases {
+        let cluster = Cluster::start(2, &[("ROUTING", routing), ("EVENTS", events)]).await;
         let mut user = User::connect(cluster.ws(0), "alice").await;
         user.ask(json!({"type": "subscribe", "channel": "room"})).await;
         // The subscription is known everywhere now, and whatever was said of the user went before it.

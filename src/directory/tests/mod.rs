@@ -1,5 +1,6 @@
 //! Tests of the directory: one per merge rule, a simulated cluster under faults, and the service on a small bus.
 
+mod homes;
 mod rules;
 mod service;
 mod simulation;
@@ -39,7 +40,7 @@ const fn at(ms: u64) -> Duration {
 
 /// The node `a` with a link as incarnation 100, and with what it says first taken from it.
 fn state() -> State {
-    let mut state = State::new(node("a"), Info::default(), 1);
+    let mut state = State::new(node("a"), Info::default(), 1, false);
     state.link_up(inc(100), at(0));
     state.set_publishing(true, at(0));
     state.poll(at(0));
@@ -63,7 +64,7 @@ fn heartbeat(name: &str, incarnation: u128, seq: u64, numbers: &[u64]) -> Gossip
     let Fingerprint { count, digest } = fingerprint(numbers);
     let (node, incarnation) = (node(name), inc(incarnation));
     let info = Info::default();
-    Gossip::Heartbeat(Heartbeat { node, incarnation, seq, count, digest, clock_ms: 0, info })
+    Gossip::Heartbeat(Heartbeat { node, incarnation, seq, count, digest, clock_ms: 0, ends: vec![], info })
 }
 
 fn hello(name: &str, incarnation: u128) -> Gossip {

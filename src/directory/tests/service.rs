@@ -79,7 +79,7 @@ impl Node {
     fn start(name: &str, doors: &Doors) -> Self {
         let bus = Arc::new(SmallBus { doors: doors.clone(), link: watch::Sender::new(Link::default()) });
         let id = node(name);
-        let (directory, members, service) = Directory::new(id.clone(), Routing::Directory, bus.clone());
+        let (directory, members, service) = Directory::new(id.clone(), Routing::Directory, None, bus.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(service);
         let node = Self { id, bus, directory, members, _service: tasks };

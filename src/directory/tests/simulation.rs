@@ -6,14 +6,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proptest::prelude::*;
 
+use super::homes::check_homes;
 use super::*;
 use crate::config::Routing;
 
-const STEP: Duration = at(10);
-const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+pub(super) const STEP: Duration = at(10);
+pub(super) const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
 #[derive(Debug, Clone)]
-enum Action {
+pub(super) enum Action {
     Join(usize, u64),
     Leave(usize, u64),
     /// The process dies, and its queues with it.
@@ -32,7 +33,7 @@ enum Action {
     Wait(u16),
 }
 
-fn action(nodes: usize) -> impl Strategy<Value = Action> {
+pub(super) fn action(nodes: usize) -> impl Strategy<Value = Action> {
     let n = 0..nodes;
     prop_oneof![
         8 => (n.clone(), 0..12u64).prop_map(|(n, key)| Action::Join(n, key)),
@@ -49,22 +50,24 @@ fn action(nodes: usize) -> impl Strategy<Value = Action> {
     ]
 }
 
-struct Process {
-    state: State,
-    incarnation: Incarnation,
-    keys: BTreeSet<u64>,
+pub(super) struct Process {
+    pub(super) state: State,
+    pub(super) incarnation: Incarnation,
+    pub(super) keys: BTreeSet<u64>,
+    /// Since when it has them.
+    pub(super) since: BTreeMap<u64, Duration>,
     /// Its control queue and its node queue.
     queues: [VecDeque<Gossip>; 2],
     muted: bool,
     paused: bool,
-    left: bool,
+    pub(super) left: bool,
     /// Who lives, going by nothing but the effects.
     told_live: BTreeMap<NodeId, ()>,
 }
 
-struct Cluster {
-    now: Duration,
-    processes: Vec<Option<Process>>,
+pub(super) struct Cluster {
+    pub(super) now: Duration,
+    pub(super) processes: Vec<Option<Process>>,
     incarnations: u128,
     random: u64,
     /// Chance in percent of each fault for each message.
@@ -72,7 +75,7 @@ struct Cluster {
 }
 
 impl Cluster {
-    fn new(nodes: usize, random: u64, faults: u64) -> Self {
+    pub(super) fn new(nodes: usize, random: u64, faults: u64) -> Self {
         let processes = (0..nodes).map(|_| None).collect();
         let mut cluster = Self { now: STEP, processes, incarnations: 0, random: random | 1, faults };
         (0..nodes).for_each(|n| cluster.start(n));
@@ -86,13 +89,14 @@ impl Cluster {
 
     fn start(&mut self, n: usize) {
         let incarnation = self.new_incarnation();
-        let mut state = State::new(node(NAMES[n]), Info::default(), n as u64 + 7);
+        let mut state = State::new(node(NAMES[n]), Info::default(), n as u64 + 7, true);
         state.link_up(incarnation, self.now);
         state.set_publishing(true, self.now);
         self.processes[n] = Some(Process {
             state,
             incarnation,
             keys: BTreeSet::new(),
+            since: BTreeMap::new(),
             queues: Default::default(),
             muted: false,
             paused: false,
@@ -108,7 +112,7 @@ impl Cluster {
         self.random % 100 < self.faults
     }
 
-    fn act(&mut self, action: &Action) {
+    pub(super) fn act(&mut self, action: &Action) {
         let (now, incarnation) = (self.now, self.new_incarnation());
         match action {
             Action::Wait(ms) => self.run(at(u64::from(*ms))),
@@ -133,9 +137,12 @@ impl Cluster {
                 match action {
                     Action::Join(_, number) if process.keys.insert(*number) => {
                         process.state.join(key(*number), now);
+                        process.state.set_home_user(key(*number), true, now);
+                        process.since.insert(*number, now);
                     }
                     Action::Leave(_, number) if process.keys.remove(number) => {
                         process.state.leave(key(*number), now);
+                        process.state.set_home_user(key(*number), false, now);
                     }
                     Action::Reconnect(_) => {
                         process.state.link_down();
@@ -153,7 +160,7 @@ impl Cluster {
         }
     }
 
-    fn run(&mut self, time: Duration) {
+    pub(super) fn run(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
             self.now += STEP;
@@ -225,7 +232,7 @@ impl Cluster {
             return;
         }
         // Through the wire and back, as it would be.
-        let gossip = Gossip::decode(&gossip.encode(Routing::Directory).unwrap()).unwrap().1;
+        let gossip = Gossip::decode(&gossip.encode(Routing::Ring).unwrap()).unwrap().1;
         let Some(receiver) = &mut self.processes[to] else { return };
         let queue = &mut receiver.queues[queue];
         if double {
@@ -238,7 +245,7 @@ impl Cluster {
         }
     }
 
-    fn heal(&mut self) {
+    pub(super) fn heal(&mut self) {
         self.faults = 0;
         for process in self.processes.iter_mut().flatten() {
             (process.muted, process.paused) = (false, false);
@@ -291,6 +298,7 @@ proptest! {
         // As long as a wrong death may hold, and then the heartbeats and retries of the repair.
         cluster.run(at(16_000));
         cluster.check()?;
+        check_homes(&cluster)?;
 
         // A crash is known everywhere within a round of probes, although nobody missed a heartbeat yet.
         for victim in 0..nodes {
@@ -301,6 +309,7 @@ proptest! {
         }
         cluster.run(at(700));
         cluster.check()?;
+        check_homes(&cluster)?;
     }
 }
 

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use crate::delivery::envelope::Tag;
 use crate::error::{Code, Error};
+use crate::ids::NodeId;
 use crate::protocol::message::{Guarantee, Message, Settlement};
 use crate::protocol::target::Target;
-use crate::router::strategy::Nodes;
+use crate::router::strategy::{Nodes, Ways};
 use crate::router::Settle;
 
 /// From acceptance to settlement, whatever happens.
@@ -41,7 +42,14 @@ pub(super) enum Stage {
 }
 
 pub(super) struct Flight {
+    /// The nodes whose receipts are awaited.
     pub(super) waiting: Nodes,
+    /// By which home it went, if by one.
+    pub(super) via: Option<NodeId>,
+    /// The home has not said yet to whom it passed it on.
+    pub(super) is_relaying: bool,
+    /// Nodes that have answered before the home said that they would.
+    pub(super) early: Nodes,
     /// Sessions that have taken it.
     pub(super) sessions: u32,
     pub(super) held: bool,
@@ -51,8 +59,31 @@ pub(super) struct Flight {
 }
 
 impl Flight {
-    pub(super) fn new(waiting: Nodes, answer_by: Instant) -> Self {
-        Self { waiting, sessions: 0, held: false, declined: false, answer_by }
+    pub(super) fn new(ways: Ways, answer_by: Instant) -> Self {
+        Self {
+            waiting: ways.nodes,
+            is_relaying: ways.relay.is_some(),
+            via: ways.relay,
+            early: Nodes::new(),
+            sessions: 0,
+            held: false,
+            declined: false,
+            answer_by,
+        }
+    }
+
+    /// Whether somebody is still to answer.
+    pub(super) fn is_open(&self) -> bool {
+        self.is_relaying || !self.waiting.is_empty()
+    }
+
+    /// Nothing will be heard from these nodes. Whether something was to be heard.
+    pub(super) fn without(&mut self, nodes: &[NodeId]) -> bool {
+        let before = self.waiting.len();
+        self.waiting.retain(|waiting| !nodes.contains(waiting));
+        let lost_home = self.is_relaying && self.via.as_ref().is_some_and(|home| nodes.contains(home));
+        self.is_relaying &= !lost_home;
+        lost_home || self.waiting.len() < before
     }
 }
 

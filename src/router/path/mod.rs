@@ -1,6 +1,6 @@
 //! The path of one target (a user or a session) on this node: a pure state machine for both of the node's roles.
 //!
-//! - `origin.rs`, with `entry.rs`: messages that this node accepted for the target: sent, stored, settled, in order.
+//! - `origin.rs`, with `entry.rs`, `order.rs` and `relay.rs`: messages that this node accepted for the target: sent, stored, settled, in order.
 //! - `target.rs`, with `item.rs`: messages that arrive for the target's sessions here: mail first, in order, and no faster
 //!   than they are taken.
 //!
@@ -9,7 +9,9 @@
 
 mod entry;
 mod item;
+mod order;
 mod origin;
+mod relay;
 mod target;
 #[cfg(test)]
 mod tests;
@@ -25,7 +27,7 @@ use crate::hub::Taken;
 use crate::ids::{Life, NodeId};
 use crate::protocol::message::{Message, Settlement, Stamp};
 use crate::protocol::target::Target;
-use crate::router::strategy::Nodes;
+use crate::router::strategy::{Nodes, Ways};
 use crate::router::Settle;
 
 /// A path without anything in it is kept for so long: a late copy of a message must still be known as late.
@@ -34,8 +36,9 @@ const IDLE_KEPT: Duration = Duration::from_secs(15);
 /// What a path may look up. All of it may change at any moment, and nothing depends on its being right.
 pub trait World {
     fn this_node(&self) -> &NodeId;
-    /// The nodes that are believed to hold the target, this one included.
-    fn nodes(&self, target: &Target) -> Nodes;
+    /// Where the target is believed to be. `again`: somebody did not answer, and nothing should be taken for granted.
+    fn ways(&self, target: &Target, again: bool) -> Ways;
+    fn is_live(&self, node: &NodeId) -> bool;
     /// Whether sessions of the target are on this node.
     fn is_here(&self, target: &Target) -> bool;
     /// The next place among all messages that this process accepts.
@@ -70,6 +73,12 @@ pub enum Event {
         tag: Tag,
         node: NodeId,
         receipt: Receipt,
+    },
+    /// The home of the target has passed a message on to these nodes, which may include itself.
+    Relayed {
+        tag: Tag,
+        home: NodeId,
+        nodes: Nodes,
     },
     /// The broker did not take a message for these nodes: no receipt will come from them.
     NotSent {
@@ -139,13 +148,13 @@ pub enum Effect {
     /// Send to these nodes, which may include this one, and await receipts until `answer_by`.
     Send {
         tag: Tag,
-        nodes: Nodes,
+        ways: Ways,
         message: Arc<Message>,
         answer_by: Instant,
     },
     /// Send without receipts.
     SendOnce {
-        nodes: Nodes,
+        ways: Ways,
         message: Arc<Message>,
         settle: Settle,
     },
@@ -155,7 +164,7 @@ pub enum Effect {
     },
     /// Tell these nodes that mail lies in the box, ahead of what is sent next.
     Notify {
-        nodes: Nodes,
+        ways: Ways,
     },
     Answer {
         origin: Origin,
@@ -214,6 +223,7 @@ impl Path {
                 origin.accept(tag, Arc::new(message), settle, now);
             }
             Event::Receipt { tag, node, receipt } => origin.on_receipt(tag, &node, receipt, effects),
+            Event::Relayed { tag, home, nodes } => origin.on_relayed(tag, &home, &nodes, world, effects),
             Event::NotSent { tag, nodes, outcome } => origin.on_not_sent(tag, &nodes, outcome, effects),
             Event::NodeLost(node) => origin.on_node_lost(&node),
             Event::Deposited { tag, deposited } => origin.on_deposited(tag, deposited, effects),

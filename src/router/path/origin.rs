@@ -8,9 +8,10 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::entry::{expired, failed, overloaded, unavailable, Entry, Flight, Stage};
+use super::order::Order;
 use super::{Deposited, Effect, World};
 use crate::bus::Outcome;
 use crate::delivery::envelope::Tag;
@@ -19,19 +20,15 @@ use crate::error::Code;
 use crate::ids::NodeId;
 use crate::protocol::message::{Guarantee, Message, Settlement};
 use crate::protocol::target::Target;
-use crate::router::strategy::Nodes;
+use crate::router::strategy::{Nodes, Ways};
 use crate::router::Settle;
 
 /// Attempts to deliver a message before it is stored or given up.
 const ATTEMPTS_MAX: u8 = 2;
-/// Messages of one target that may be on their way; further ones wait, and are stored if the target takes none.
-const IN_FLIGHT_MAX: usize = 256;
-/// The same in bytes: below what a target node queues for one target.
-const IN_FLIGHT_BYTES_MAX: usize = 512 * 1024;
 
 #[derive(Default)]
 pub(super) struct OriginSide {
-    entries: VecDeque<Entry>,
+    pub(super) entries: VecDeque<Entry>,
     /// Mail was stored since the target's nodes were last told.
     pub(super) notice_due: bool,
 }
@@ -60,7 +57,7 @@ impl OriginSide {
         });
     }
 
-    fn find(&mut self, tag: Tag) -> Option<usize> {
+    pub(super) fn find(&mut self, tag: Tag) -> Option<usize> {
         self.entries.iter().position(|entry| entry.tag == tag)
     }
 
@@ -80,7 +77,10 @@ impl OriginSide {
             }
         }
         let Stage::InFlight(flight) = &mut entry.stage else { return };
-        let Some(waiting) = flight.waiting.iter().position(|waiting| waiting == node) else { return };
+        let waiting = flight.waiting.iter().position(|waiting| waiting == node);
+        if waiting.is_none() && (!flight.is_relaying || flight.early.contains(node)) {
+            return;
+        }
         if matches!(receipt, Receipt::Held | Receipt::Queued) {
             flight.held = true;
             entry.shown |= receipt == Receipt::Held;
@@ -89,7 +89,10 @@ impl OriginSide {
             }
             return;
         }
-        flight.waiting.swap_remove(waiting);
+        match waiting {
+            Some(waiting) => drop(flight.waiting.swap_remove(waiting)),
+            None => flight.early.push(node.clone()),
+        }
         match receipt {
             Receipt::Delivered(sessions) => flight.sessions += sessions,
             Receipt::NotHere => entry.not_here.push(node.clone()),
@@ -115,7 +118,7 @@ impl OriginSide {
         // What came back was not delivered; else nobody knows.
         self.without(at, nodes, outcome != Outcome::Unroutable);
         let Stage::InFlight(flight) = &self.entries[at].stage else { return };
-        let is_last = flight.waiting.is_empty() && flight.sessions == 0;
+        let is_last = !flight.is_open() && flight.sessions == 0;
         match outcome {
             // Nothing was sent, and a second attempt or a deposit would only add to the load.
             Outcome::Overloaded if is_last => self.settle(at, overloaded(), effects),
@@ -136,9 +139,7 @@ impl OriginSide {
     fn without(&mut self, at: usize, nodes: &[NodeId], unknown: bool) {
         let entry = &mut self.entries[at];
         let Stage::InFlight(flight) = &mut entry.stage else { return };
-        let before = flight.waiting.len();
-        flight.waiting.retain(|waiting| !nodes.contains(waiting));
-        entry.unknown |= unknown && flight.waiting.len() < before;
+        entry.unknown |= flight.without(nodes) && unknown;
     }
 
     pub(super) fn on_deposited(&mut self, tag: Tag, deposited: Deposited, effects: &mut Vec<Effect>) {
@@ -180,10 +181,10 @@ impl OriginSide {
     }
 
     /// An attempt is over when no node is left to answer.
-    fn conclude(&mut self, at: usize, effects: &mut Vec<Effect>) {
+    pub(super) fn conclude(&mut self, at: usize, effects: &mut Vec<Effect>) {
         let entry = &mut self.entries[at];
         let Stage::InFlight(flight) = &entry.stage else { return };
-        if !flight.waiting.is_empty() {
+        if flight.is_open() {
             return;
         }
         if flight.sessions > 0 {
@@ -220,28 +221,28 @@ impl OriginSide {
             return;
         }
         self.expire(now, effects);
-        let nodes = world.nodes(target);
-        let full = self.act_in_order(&nodes, now, world, effects);
+        let full = self.act_in_order(target, now, world, effects);
         // The target's node holds the oldest without a session taking it: what waits behind it must not wait as long.
         let stuck = self.entries.front().is_some_and(Entry::is_held);
         if stuck && (full || world.is_under_pressure()) {
             self.store_everything();
-            self.act_in_order(&nodes, now, world, effects);
+            self.act_in_order(target, now, world, effects);
         }
     }
 
     /// Sends and stores what may be. Returns whether something waits for room on the way.
     fn act_in_order(
         &mut self,
-        nodes: &Nodes,
+        target: &Target,
         now: Instant,
         world: &impl World,
         effects: &mut Vec<Effect>,
     ) -> bool {
-        let mut order = Order::new(now, world.answer_within());
+        let again = self.entries.iter().any(|entry| entry.unknown).then(|| world.ways(target, true));
+        let mut order = Order::new(now, world.answer_within(), world.ways(target, false), again);
         let mut at = 0;
         while at < self.entries.len() {
-            if self.act(at, nodes, &mut order, effects) {
+            if self.act(at, &mut order, effects) {
                 at += 1;
             }
         }
@@ -272,8 +273,9 @@ impl OriginSide {
             // A node that has it decides whether it is shown in time.
             Stage::InFlight(flight) if !overdue => {
                 if !flight.held && now >= flight.answer_by {
-                    entry.unknown |= !flight.waiting.is_empty();
+                    entry.unknown |= flight.is_open();
                     flight.waiting.clear();
+                    flight.is_relaying = false;
                 }
                 self.conclude(at, effects);
             }
@@ -291,14 +293,11 @@ impl OriginSide {
     }
 
     /// Acts on one entry, if what is older allows it. `false`: the entry is gone.
-    fn act(&mut self, at: usize, nodes: &Nodes, order: &mut Order, effects: &mut Vec<Effect>) -> bool {
+    fn act(&mut self, at: usize, order: &mut Order, effects: &mut Vec<Effect>) -> bool {
         let entry = &mut self.entries[at];
         match &entry.stage {
-            Stage::InFlight(_) => {
-                order.sent += 1;
-                order.sent_bytes += entry.message.bytes();
-                // Where it is will be known soon, and then it is stored before anything newer.
-                order.blocked |= entry.store_next;
+            Stage::InFlight(flight) => {
+                order.note_in_flight(entry, flight);
                 return true;
             }
             Stage::Storing => {
@@ -312,16 +311,15 @@ impl OriginSide {
             self.settle(at, expired(), effects);
             return false;
         }
-        let reachable: Nodes = nodes.iter().filter(|node| !entry.not_here.contains(node)).cloned().collect();
-        if matches!(entry.stage, Stage::ToStore) || reachable.is_empty() {
+        let ways = order.ways_of(entry);
+        if matches!(entry.stage, Stage::ToStore) || ways.are_none() {
             return self.store(at, order, effects);
         }
-        order.full = order.sent >= IN_FLIGHT_MAX || order.sent_bytes >= IN_FLIGHT_BYTES_MAX;
-        if order.full || order.stored {
+        if order.holds_up(&ways) {
             order.blocked = true;
             return true;
         }
-        self.send(at, reachable, order, effects)
+        self.send(at, ways, order, effects)
     }
 
     fn store(&mut self, at: usize, order: &mut Order, effects: &mut Vec<Effect>) -> bool {
@@ -345,52 +343,23 @@ impl OriginSide {
         true
     }
 
-    fn send(&mut self, at: usize, nodes: Nodes, order: &mut Order, effects: &mut Vec<Effect>) -> bool {
+    fn send(&mut self, at: usize, ways: Ways, order: &mut Order, effects: &mut Vec<Effect>) -> bool {
         if std::mem::take(&mut self.notice_due) {
-            effects.push(Effect::Notify { nodes: nodes.clone() });
+            effects.push(Effect::Notify { ways: ways.clone() });
         }
         if self.entries[at].message.guarantee == Guarantee::AtMostOnce {
             if let Some(Entry { message, settle, .. }) = self.entries.remove(at) {
-                effects.push(Effect::SendOnce { nodes, message, settle });
+                effects.push(Effect::SendOnce { ways, message, settle });
             }
             return false;
         }
         let entry = &mut self.entries[at];
         let message = entry.outgoing();
         entry.attempts += 1;
-        order.sent += 1;
-        order.sent_bytes += message.bytes();
+        order.note_sent(message.bytes(), ways.relay.clone());
         let answer_by = order.answer_by.min(entry.store_at());
-        entry.stage = Stage::InFlight(Flight::new(nodes.clone(), answer_by));
-        effects.push(Effect::Send { tag: entry.tag, nodes, message, answer_by: entry.give_up_at() });
+        entry.stage = Stage::InFlight(Flight::new(ways.clone(), answer_by));
+        effects.push(Effect::Send { tag: entry.tag, ways, message, answer_by: entry.give_up_at() });
         true
-    }
-}
-
-/// What older entries of a path do, while the newer ones are looked at.
-struct Order {
-    now: Instant,
-    /// Of what is sent now.
-    answer_by: Instant,
-    sent: usize,
-    sent_bytes: usize,
-    stored: bool,
-    /// An older entry may go neither way now, so nothing newer may.
-    blocked: bool,
-    /// As much is on its way as may be.
-    full: bool,
-}
-
-impl Order {
-    fn new(now: Instant, answer_within: Duration) -> Self {
-        Self {
-            now,
-            answer_by: now + answer_within,
-            sent: 0,
-            sent_bytes: 0,
-            stored: false,
-            blocked: false,
-            full: false,
-        }
     }
 }
