@@ -64,6 +64,7 @@ pub struct Snapshot {
     pub nodes: usize,
     pub pending: usize,
     pub requests: usize,
+    pub partitions: usize,
     pub link_ready: bool,
     /// Since the start of the process.
     pub log_lines_dropped: u64,
@@ -84,6 +85,7 @@ pub struct Metrics {
     nodes: Gauge,
     pending: Gauge,
     requests: Gauge,
+    partitions: Gauge,
     link_ready: Gauge,
     log_lines_dropped: Counter,
 }
@@ -123,6 +125,11 @@ impl Metrics {
             nodes: metric!(Gauge::default(), "nodes", "Live nodes that this node knows, itself included"),
             pending: metric!(Gauge::default(), "messages_pending", "Messages that await a receipt"),
             requests: metric!(Gauge::default(), "requests_pending", "Requests that await a backend's answer"),
+            partitions: metric!(
+                Gauge::default(),
+                "ingress_partitions_held",
+                "Partitions of ingress that this node consumes; 0 when there is only one"
+            ),
             link_ready: metric!(Gauge::default(), "link_ready", "1 while the broker can be used"),
             log_lines_dropped: metric!(
                 Counter::default(),
@@ -184,6 +191,7 @@ impl Metrics {
         self.nodes.set(now.nodes as i64);
         self.pending.set(now.pending as i64);
         self.requests.set(now.requests as i64);
+        self.partitions.set(now.partitions as i64);
         self.link_ready.set(now.link_ready.into());
         self.log_lines_dropped.inc_by(now.log_lines_dropped.saturating_sub(self.log_lines_dropped.get()));
         let mut out = String::new();

@@ -16,6 +16,8 @@ use futures_util::future::BoxFuture;
 use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use partitions::{IngressState, IngressView};
+
 use crate::ids::{AppKey, Incarnation, NodeId, UserKey};
 
 mod answer;
@@ -23,6 +25,7 @@ mod boxes;
 mod echo;
 mod marker;
 pub mod memory;
+pub mod partitions;
 pub mod rabbit;
 
 pub use boxes::{
@@ -258,6 +261,22 @@ impl Link {
     }
 }
 
+/// Between the bus, which consumes partitions of ingress, and those who know the cluster.
+#[derive(Debug, Clone)]
+pub struct IngressDesk {
+    /// How many partitions this node is to see to.
+    pub partitions: u16,
+    pub view: watch::Sender<IngressView>,
+    pub state: watch::Sender<IngressState>,
+}
+
+impl IngressDesk {
+    pub fn new(partitions: u16) -> Self {
+        let state = IngressState { partitions, ..IngressState::default() };
+        Self { partitions, view: watch::Sender::default(), state: watch::Sender::new(state) }
+    }
+}
+
 /// What arrives for one node. Each channel is as wide as its prefetch window.
 #[derive(Debug)]
 pub struct Inboxes {
@@ -302,6 +321,11 @@ pub trait Bus: Send + Sync + 'static {
     /// The queue whose deliveries come to [`Inboxes::replies`], by the name that reaches it from anywhere; another one
     /// with each incarnation, and none without.
     fn reply_queue(&self) -> Option<String>;
+
+    /// What shares ingress among the nodes. `None`: the bus needs no help.
+    fn ingress_desk(&self) -> Option<IngressDesk> {
+        None
+    }
 
     /// Stops taking what backends publish, so that another node takes over. For draining; there is no way back.
     fn stop_ingress(&self);

@@ -51,6 +51,8 @@ pub struct Config {
     pub routing: Routing,
     pub events: EventKinds,
     pub queue_type: QueueType,
+    /// How many queues share what backends publish.
+    pub ingress_partitions: u16,
     pub auth: Auth,
     pub api_keys: Vec<ApiKey>,
     /// The files that keys were read from.
@@ -151,6 +153,7 @@ impl Config {
                 Some("quorum") => QueueType::Quorum,
                 _ => QueueType::Classic,
             },
+            ingress_partitions: u16::try_from(from.number("INGRESS_PARTITIONS")).unwrap_or(1),
             api_keys: credentials::api_keys(&mut from, &auth),
             key_files: credentials::key_files(&mut from),
             auth,

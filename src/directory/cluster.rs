@@ -1,9 +1,11 @@
-//! What can be said of the whole cluster: which keys some node has, and which node is the oldest.
+//! What can be said of the whole cluster: which keys some node has, which node is the oldest, and what each consumes of
+//! ingress.
 
 use std::cmp::Ordering;
 
 use super::ring::Ring;
 use super::{Directory, Key, Nodes, Touched};
+use crate::bus::partitions::IngressState;
 use crate::ids::NodeId;
 
 /// Of this node among the live ones.
@@ -59,6 +61,28 @@ impl Directory {
     pub fn is_sure(&self) -> bool {
         let now = self.now();
         self.read().is_sure(now)
+    }
+
+    /// The others are told at once what this node consumes of ingress.
+    pub fn set_ingress(&self, ingress: IngressState) {
+        let now = self.now();
+        {
+            let mut state = self.write();
+            state.own.info.ingress = ingress;
+            state.schedule.heartbeat_by(now);
+        }
+        self.wake_if(true);
+    }
+
+    /// Whether all live nodes have had the time to make themselves known.
+    pub fn has_heard_all(&self) -> bool {
+        let now = self.now();
+        self.read().has_heard_all(now)
+    }
+
+    /// How many partitions of ingress this node consumes.
+    pub fn partitions_held(&self) -> usize {
+        self.read().own.info.ingress.holds.len()
     }
 
     /// Whether this node or a live peer has the key.

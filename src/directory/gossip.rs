@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::key::{Fingerprint, Key};
 use super::ring::View;
+use crate::bus::partitions::IngressState;
 use crate::config::Routing;
 use crate::ids::{Incarnation, NodeId};
 
@@ -122,6 +123,8 @@ pub struct Info {
     pub url: Option<String>,
     /// When the process started, in milliseconds of Unix time.
     pub started_ms: u64,
+    #[serde(skip_serializing_if = "IngressState::is_usual")]
+    pub ingress: IngressState,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -111,6 +111,7 @@ impl Node {
             prefix: config.prefix.as_str().to_owned(),
             quorum: config.queue_type == QueueType::Quorum,
             boxes: box_settings(config),
+            ingress_partitions: config.ingress_partitions,
             ..RabbitSettings::new(config.amqp_urls.clone())
         }
     }
@@ -208,10 +209,10 @@ impl Node {
         let own_prefix = config.prefix.as_str().into();
         let door = BackendsDoor { router: router.clone(), bus, metrics, own_prefix, message_bytes_max };
         self.tasks.spawn("ingress", backends::run(door, inboxes.ingress));
+        self.tasks.spawn_endless("partitions", watch::share_ingress(router.clone(), self.bus.ingress_desk()));
         let failures = self.tasks.failures().clone();
         self.tasks.spawn("members", watch::follow_members(router.clone(), members, failures));
-        let link = watch::follow_link(router.clone(), self.lifecycle.clone(), self.bus.link());
-        self.tasks.spawn("link", link);
+        self.tasks.spawn("link", watch::follow_link(router.clone(), self.lifecycle.clone(), self.bus.link()));
         self.tasks.spawn_endless("revocations", router.clone().follow_revocations());
         self.tasks.spawn_endless("channels", router.clone().hand_out_held());
         if config.events.are_any() {

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
 use super::supervise::Failures;
-use crate::bus::Link;
+use crate::bus::{IngressDesk, Link};
 use crate::directory::Membership;
 use crate::hub::Command;
+use crate::ingress::partitions;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::router::Router;
 
@@ -37,6 +38,14 @@ pub(super) async fn follow_members(
                 ));
             }
         }
+    }
+}
+
+/// `None`: the bus needs no help.
+pub(super) async fn share_ingress(router: Arc<Router>, desk: Option<IngressDesk>) {
+    match desk {
+        Some(desk) => partitions::run(desk, router.directory().clone()).await,
+        None => std::future::pending().await,
     }
 }
 

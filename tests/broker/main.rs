@@ -36,6 +36,7 @@ mod healing;
 mod lapin_defects;
 mod memory_faults;
 mod migration;
+mod partitions;
 mod protocols;
 mod reconnect;
 mod replies;

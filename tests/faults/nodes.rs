@@ -18,6 +18,7 @@ pub struct NodeSettings {
     pub prefix: String,
     pub quorum: bool,
     pub more: &'static [(&'static str, &'static str)],
+    pub partitions: Option<u16>,
     /// How many seconds the wall clock of each node is ahead; none = all are right.
     pub skew_s: &'static [i64],
     pub sabotage: String,
@@ -76,6 +77,9 @@ impl NodeProcess {
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
+        if let Some(partitions) = settings.partitions {
+            command.env("WARREN_INGRESS_PARTITIONS", partitions.to_string());
+        }
         if let Some(skew) = settings.skew_s.get(self.index).filter(|skew| **skew != 0) {
             command.env("LD_PRELOAD", fake_time()).env("FAKETIME", format!("{skew:+}"));
             command.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("DONT_FAKE_MONOTONIC", "1");

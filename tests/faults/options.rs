@@ -1,4 +1,4 @@
-//! What a run is asked for: by arguments, and by SEED, MINUTES and ROUTING.
+//! What a run is asked for: by arguments, and by SEED, MINUTES, ROUTING and PARTITIONS.
 
 use std::path::PathBuf;
 
@@ -16,6 +16,7 @@ pub struct Options {
     /// Prints the sabotages instead, one to a line: its name and the row that must show it.
     pub sabotages: bool,
     mails: Option<u32>,
+    partitions: Option<u16>,
     /// What the nodes break on purpose.
     sabotage: String,
     /// `WARREN_ROUTING` of all nodes; empty = what they do without it.
@@ -42,6 +43,7 @@ impl Options {
             table: None,
             sabotages: false,
             mails: None,
+            partitions: environment("PARTITIONS")?,
             sabotage: String::new(),
             routing: environment("ROUTING")?.unwrap_or_default(),
             binary: env!("CARGO_BIN_EXE_warren").into(),
@@ -91,6 +93,7 @@ impl Options {
             rate: seconds.map(|seconds| (1.2 * LONG as f64 / seconds).clamp(600.0, 3_000.0) as u32),
             long: seconds.is_some(),
             mails: self.mails,
+            partitions: self.partitions,
             sabotage: self.sabotage.clone(),
             routing: self.routing.clone(),
             binary: self.binary.clone(),

@@ -204,6 +204,11 @@ impl Scenario {
         self
     }
 
+    pub const fn partitioned(mut self) -> Self {
+        self.env = &[("WARREN_INGRESS_PARTITIONS", "4")];
+        self
+    }
+
     pub const fn on_three(mut self) -> Self {
         self.stage = Kind::ThreeBrokers;
         self.alone = true;

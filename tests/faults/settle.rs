@@ -73,7 +73,9 @@ impl World {
         for (queue, count) in self.stage.queues(&self.prefix).await {
             let is_box = queue.contains(".box.") && !queue.contains(".box.canary.");
             let mail = queue.contains(".mailbox.") || is_box;
-            let waits = queue.ends_with(".ingress") || mail && !self.scenario.leaves_mail;
+            let waits = queue.ends_with(".ingress")
+                || queue.contains(".ingress.")
+                || mail && !self.scenario.leaves_mail;
             if count > 0 && waits {
                 left.push(format!("{count} messages remain in {queue}"));
             }

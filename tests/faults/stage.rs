@@ -219,10 +219,15 @@ impl Stage {
     }
 }
 
-/// The connection that consumes the ingress queue.
+/// The connection that consumes the ingress queue, or its first partition.
 fn holder(consumers: &Value, prefix: &str) -> Option<String> {
     let queue = format!("{prefix}.ingress");
+    let is_ingress = |name: &str| {
+        name.strip_prefix(&queue)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.') && rest.ends_with(".1"))
+    };
     let mut all = consumers.as_array()?.iter();
-    let active = all.find(|one| one["queue"]["name"] == queue.as_str() && one["active"] != false)?;
+    let active =
+        all.find(|one| one["queue"]["name"].as_str().is_some_and(is_ingress) && one["active"] != false)?;
     Some(active["channel_details"]["connection_name"].as_str()?.to_owned())
 }

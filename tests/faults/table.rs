@@ -38,6 +38,7 @@ fn node_rows() -> Vec<Scenario> {
         new("stop-45s", "SIGSTOP of a node for 45 s", nodes::stop_long).light(),
         new("sigterm", "SIGTERM of a node under load", nodes::terminate).quick(),
         new("rolling-restart", "SIGTERM and restart of each node in turn", nodes::roll),
+        new("partitions", "4 partitions of ingress; SIGTERM and restart of each node in turn", nodes::roll).partitioned(),
     ]
 }
 

@@ -41,6 +41,8 @@ pub struct Plan {
     pub long: bool,
     /// Mails of the row `mail-many`. `None`: as the length of the run says.
     pub mails: Option<u32>,
+    /// Partitions of ingress. `None`: as the scenario says.
+    pub partitions: Option<u16>,
     /// What the nodes break on purpose. Only a build with that feature listens to it.
     pub sabotage: String,
     pub routing: String,
@@ -85,6 +87,7 @@ impl World {
             prefix: prefix.clone(),
             quorum: stage.brokers.len() > 1,
             more: scenario.env,
+            partitions: plan.partitions,
             skew_s: scenario.skew_s,
             sabotage: plan.sabotage.clone(),
             routing: plan.routing.clone(),

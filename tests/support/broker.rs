@@ -155,24 +155,30 @@ pub struct PrivateBroker {
     ports: [u16; 4],
     /// Of MQTT and STOMP, which most brokers of tests do not speak.
     doors: Option<[u16; 2]>,
+    is_plain: bool,
     process: Option<Child>,
 }
 
 impl PrivateBroker {
     pub async fn start() -> Self {
-        Self::start_with(None).await
+        Self::start_with(None, false).await
+    }
+
+    /// A broker without the consistent-hash exchange.
+    pub async fn start_plain() -> Self {
+        Self::start_with(None, true).await
     }
 
     /// A broker that speaks MQTT and STOMP as well.
     pub async fn start_with_doors() -> Self {
-        Self::start_with(Some([free_port(), free_port()])).await
+        Self::start_with(Some([free_port(), free_port()]), false).await
     }
 
-    async fn start_with(doors: Option<[u16; 2]>) -> Self {
+    async fn start_with(doors: Option<[u16; 2]>, is_plain: bool) -> Self {
         let ports = [free_port(), free_port(), free_port(), free_port()];
         let dir = std::env::temp_dir().join(format!("warren-broker-{}-{}", std::process::id(), ports[0]));
         std::fs::create_dir(&dir).unwrap();
-        let mut broker = Self { dir, ports, doors, process: None };
+        let mut broker = Self { dir, ports, doors, is_plain, process: None };
         broker.start_again().await;
         broker
     }
@@ -185,7 +191,7 @@ impl PrivateBroker {
         let cookie = dir.join(".erlang.cookie");
         std::fs::write(&cookie, format!("warren{epmd}")).unwrap();
         std::fs::set_permissions(&cookie, std::fs::Permissions::from_mode(0o400)).unwrap();
-        let mut broker = Self { dir, ports, doors: None, process: None };
+        let mut broker = Self { dir, ports, doors: None, is_plain: false, process: None };
         broker.start_again().await;
         broker
     }
@@ -222,6 +228,9 @@ impl PrivateBroker {
     fn command(&self) -> Command {
         let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/broker.sh"));
         command.arg(&self.dir).args(self.ports.map(|port| port.to_string())).stdin(Stdio::null());
+        if self.is_plain {
+            command.env("BROKER_PLAIN", "1");
+        }
         for (name, port) in
             ["BROKER_MQTT_PORT", "BROKER_STOMP_PORT"].iter().zip(self.doors.into_iter().flatten())
         {

@@ -4,7 +4,8 @@
 #   broker.sh DIR AMQP_PORT MANAGEMENT_PORT DIST_PORT EPMD_PORT            run it in the foreground
 #   broker.sh DIR AMQP_PORT MANAGEMENT_PORT DIST_PORT EPMD_PORT ctl ARG…   rabbitmqctl
 #
-# With BROKER_MQTT_PORT and BROKER_STOMP_PORT it speaks MQTT and STOMP as well.
+# With BROKER_MQTT_PORT and BROKER_STOMP_PORT it speaks MQTT and STOMP as well. With BROKER_PLAIN it has no
+# consistent-hash exchange.
 #
 # Its processes stay in the process group of this script, so that one kill ends them all.
 set -eu
@@ -36,6 +37,7 @@ fi
 
 mkdir -p "$dir/log"
 plugins=rabbitmq_management
+[ -n "${BROKER_PLAIN-}" ] || plugins="$plugins,rabbitmq_consistent_hash_exchange"
 [ -z "${BROKER_MQTT_PORT-}" ] || plugins="$plugins,rabbitmq_mqtt,rabbitmq_stomp"
 echo "[$plugins]." >"$dir/enabled_plugins"
 cat >"$dir/rabbitmq.conf" <<CONF

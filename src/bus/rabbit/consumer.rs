@@ -31,8 +31,8 @@ pub async fn consume(channel: &Channel, queue: &str, prefetch: u16) -> Result<Co
     within("basic.consume", channel.basic_consume(queue, tag, options, FieldTable::default())).await
 }
 
-/// Hands everything to the inbox, apart from what the bus `takes` for itself. Runs until the consumer ends, which means that the connection has to be built anew; unless it was cancelled
-/// because the node `left`: then what is unsettled is still seen to.
+/// As [`work`], for a consumer that lives as long as its connection: once the node has `left` it still sees to what is
+/// unsettled.
 pub async fn run(
     channel: Channel,
     consumer: Consumer,
@@ -42,10 +42,33 @@ pub async fn run(
     takes: impl Fn(&Delivery) -> bool,
     left: impl Fn() -> bool,
 ) -> LinkError {
+    match work(&channel, consumer, prefetch, inbox, via, takes, left).await {
+        Ok(()) => std::future::pending().await,
+        Err(error) => error,
+    }
+}
+
+/// Hands everything to the inbox, apart from what the bus `takes` for itself. The end of the consumer means that the
+/// connection has to be built anew; unless it was cancelled because the node `left`: then this ends when all that was
+/// handed over is settled, and the broker has been told.
+pub async fn work(
+    channel: &Channel,
+    consumer: Consumer,
+    prefetch: u16,
+    inbox: mpsc::Sender<Delivery>,
+    via: impl Fn(&str) -> Via,
+    takes: impl Fn(&Delivery) -> bool,
+    left: impl Fn() -> bool,
+) -> Result<(), LinkError> {
     let (verdicts, settled) = mpsc::channel(usize::from(prefetch));
+    let mut settling = std::pin::pin!(settle(channel, settled));
     tokio::select! {
-        error = hand_over(consumer, verdicts, inbox, via, takes, left) => error,
-        error = settle(&channel, settled) => error,
+        handed = hand_over(consumer, verdicts, inbox, via, takes) => handed?,
+        settled = &mut settling => return settled.and(Err(LinkError::Ended("nobody settles deliveries"))),
+    }
+    match left() {
+        true => settling.await,
+        false => Err(LinkError::Ended("a consumer was cancelled")),
     }
 }
 
@@ -55,8 +78,7 @@ async fn hand_over(
     inbox: mpsc::Sender<Delivery>,
     via: impl Fn(&str) -> Via,
     takes: impl Fn(&Delivery) -> bool,
-    left: impl Fn() -> bool,
-) -> LinkError {
+) -> Result<(), LinkError> {
     let mut pace = Pace::new(Instant::now());
     let mut taken = 0;
     loop {
@@ -70,12 +92,9 @@ async fn hand_over(
                 consumer.next().await
             }
         };
-        let Some(delivery) = next else { break };
+        let Some(delivery) = next else { return Ok(()) };
         taken += 1;
-        let delivery = match delivery {
-            Ok(delivery) => delivery,
-            Err(error) => return error.into(),
-        };
+        let delivery = delivery?;
         let via = via(delivery.exchange.as_str());
         let delivery = delivered(delivery, via, &verdicts);
         if takes(&delivery) {
@@ -88,10 +107,6 @@ async fn hand_over(
             drop(refused);
         }
     }
-    if left() {
-        std::future::pending::<()>().await;
-    }
-    LinkError::Ended("a consumer was cancelled")
 }
 
 /// A delivery in the bus's words.
@@ -106,8 +121,9 @@ pub fn delivered(from: LapinDelivery, via: Via, verdicts: &mpsc::Sender<(u64, Ve
     }
 }
 
-/// The only place that acknowledges: acknowledgements that overtake one another kill the channel.
-async fn settle(channel: &Channel, mut settled: mpsc::Receiver<(u64, Verdict)>) -> LinkError {
+/// The only place that acknowledges: acknowledgements that overtake one another kill the channel. Ends when nothing is
+/// left that could be settled.
+async fn settle(channel: &Channel, mut settled: mpsc::Receiver<(u64, Verdict)>) -> Result<(), LinkError> {
     let mut tracker = AckTracker::default();
     let mut batch = Vec::new();
     let mut tick = interval(SINGLES_AFTER);
@@ -117,7 +133,7 @@ async fn settle(channel: &Channel, mut settled: mpsc::Receiver<(u64, Verdict)>) 
         tokio::select! {
             count = settled.recv_many(&mut batch, 1024) => {
                 if count == 0 {
-                    return LinkError::Ended("nobody settles deliveries");
+                    return Ok(());
                 }
                 tokio::time::sleep(MULTIPLE_AFTER).await;
                 while let Ok(verdict) = settled.try_recv() {
@@ -127,9 +143,7 @@ async fn settle(channel: &Channel, mut settled: mpsc::Receiver<(u64, Verdict)>) 
             _ = tick.tick(), if singles_due => {
                 singles_due = false;
                 for tag in tracker.single() {
-                    if let Err(error) = channel.basic_ack(tag, BasicAckOptions { multiple: false }).await {
-                        return error.into();
-                    }
+                    channel.basic_ack(tag, BasicAckOptions { multiple: false }).await?;
                 }
                 continue;
             }
@@ -138,15 +152,11 @@ async fn settle(channel: &Channel, mut settled: mpsc::Receiver<(u64, Verdict)>) 
             tracker.settle(tag, verdict);
             if verdict == Verdict::Requeue {
                 let options = BasicNackOptions { multiple: false, requeue: true };
-                if let Err(error) = channel.basic_nack(tag, options).await {
-                    return error.into();
-                }
+                channel.basic_nack(tag, options).await?;
             }
         }
         if let Some(tag) = tracker.multiple() {
-            if let Err(error) = channel.basic_ack(tag, BasicAckOptions { multiple: true }).await {
-                return error.into();
-            }
+            channel.basic_ack(tag, BasicAckOptions { multiple: true }).await?;
         }
         singles_due = tracker.has_singles();
     }

@@ -80,6 +80,7 @@ async fn live(
                 incarnation: started.incarnation,
                 control_binding: started.control_binding.clone(),
                 node_bindings: started.node_bindings.clone(),
+                has_hash: started.has_hash,
                 urgent: urgent.clone(),
             };
             serve(shared, started, inboxes, events, verifier.run(leave)).await
@@ -104,12 +105,15 @@ struct Started {
     control_binding: Binding,
     /// Empty if the node has left.
     node_bindings: Vec<Binding>,
+    /// Ingress has, or had, more than one partition.
+    has_hash: bool,
 }
 
 /// Declare, set prefetch, consume, bind: nothing can arrive before there is somebody to take it.
 async fn start(shared: &Shared, connection: &Connection, left: bool) -> Result<Started, LinkError> {
     let topology = &shared.topology;
     declare::durable(connection, topology).await?;
+    let has_hash = declare::exists(connection, &topology.ingress_hash()).await?;
     let incarnation = Incarnation::generate();
     let node_queue = topology.node_queue(&shared.node, incarnation);
     let control_queue = topology.control_queue(&shared.node, incarnation);
@@ -123,7 +127,7 @@ async fn start(shared: &Shared, connection: &Connection, left: bool) -> Result<S
     for binding in &node_bindings {
         declare::bind(&node.channel, binding).await?;
     }
-    Ok(Started { incarnation, node, control, replies, control_binding, node_bindings })
+    Ok(Started { incarnation, node, control, replies, control_binding, node_bindings, has_hash })
 }
 
 async fn own_queue(connection: &Connection, queue: &Queue, prefetch: u16) -> Result<Consuming, LinkError> {

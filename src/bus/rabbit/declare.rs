@@ -1,6 +1,8 @@
 //! Declaring the topology at the broker.
 
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{
+    ExchangeBindOptions, ExchangeDeclareOptions, ExchangeUnbindOptions, QueueBindOptions, QueueDeclareOptions,
+};
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
@@ -24,10 +26,26 @@ pub async fn durable(connection: &Connection, topology: &Topology) -> Result<(),
     for queue in topology.durable_queues() {
         declare_queue(&channel, &queue, false).await?;
     }
+    let has_hash = exists(connection, &topology.ingress_hash()).await?;
     for binding in topology.durable_bindings() {
-        bind(&channel, &binding).await?;
+        // Behind the hash exchange the queue would get second copies.
+        if !(has_hash && binding == topology.ingress_binding()) {
+            bind(&channel, &binding).await?;
+        }
     }
     Ok(())
+}
+
+/// On a channel of its own, which a miss takes.
+pub async fn exists(connection: &Connection, exchange: &Exchange) -> Result<bool, LinkError> {
+    let channel = within("opening a channel", connection.create_channel()).await?;
+    let there = match declare_exchange(&channel, exchange, true).await {
+        Ok(()) => true,
+        Err(error) if is(&error, AMQPSoftError::NOTFOUND) => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let _ = within("closing a channel", channel.close(200, "looked".into())).await;
+    Ok(there)
 }
 
 async fn all_exist(channel: &Channel, topology: &Topology) -> Result<(), LinkError> {
@@ -56,6 +74,7 @@ pub async fn declare_exchange(
         ExchangeType::Fanout => ExchangeKind::Fanout,
         ExchangeType::Direct => ExchangeKind::Direct,
         ExchangeType::Topic => ExchangeKind::Topic,
+        ExchangeType::ConsistentHash => ExchangeKind::Custom(exchange.kind.as_str().into()),
     };
     let options = ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
     let name = ShortString::try_new(exchange.name.as_str())?;
@@ -94,6 +113,30 @@ pub async fn bind(channel: &Channel, binding: &Binding) -> Result<(), LinkError>
 pub async fn unbind(channel: &Channel, binding: &Binding) -> Result<(), LinkError> {
     let (queue, exchange, key) = names(binding)?;
     within("unbinding", channel.queue_unbind(queue, exchange, key, FieldTable::default())).await
+}
+
+/// What reaches the exchange `from` under the key goes on to the exchange `to`.
+pub async fn bind_exchange(channel: &Channel, to: &str, from: &str, key: &str) -> Result<(), LinkError> {
+    let (to, from, key) =
+        (ShortString::try_new(to)?, ShortString::try_new(from)?, ShortString::try_new(key)?);
+    let options = ExchangeBindOptions::default();
+    within("binding", channel.exchange_bind(to, from, key, options, FieldTable::default())).await
+}
+
+pub async fn unbind_exchange(channel: &Channel, to: &str, from: &str, key: &str) -> Result<(), LinkError> {
+    let (to, from, key) =
+        (ShortString::try_new(to)?, ShortString::try_new(from)?, ShortString::try_new(key)?);
+    let options = ExchangeUnbindOptions::default();
+    within("unbinding", channel.exchange_unbind(to, from, key, options, FieldTable::default())).await
+}
+
+/// How many messages of a queue wait, and how many consumers it has.
+pub async fn depth(channel: &Channel, queue: &Queue) -> Result<(u32, u32), LinkError> {
+    let options = QueueDeclareOptions { passive: true, durable: true, ..Default::default() };
+    let name = ShortString::try_new(queue.name.as_str())?;
+    let found =
+        within("looking at a queue", channel.queue_declare(name, options, FieldTable::default())).await?;
+    Ok((found.message_count(), found.consumer_count()))
 }
 
 fn names(binding: &Binding) -> Result<(ShortString, ShortString, ShortString), LinkError> {

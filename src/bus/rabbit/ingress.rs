@@ -5,15 +5,16 @@
 
 use futures_util::stream::BoxStream;
 use lapin::options::BasicCancelOptions;
+use lapin::protocol::AMQPSoftError;
 use lapin::{Connection, Event};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, Instant};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::connection::{self, within, Backoff, LinkError};
 use super::consuming::failure;
 use super::pulse::is_probe;
-use super::{consumer, declare, Shared, STABLE_AFTER};
+use super::{consumer, declare, shares, Shared, STABLE_AFTER};
 use crate::bus::{Delivery, Via, INGRESS_WINDOW};
 
 /// Each of these waits for its settlement, and all of them move to another node when this one dies.
@@ -42,15 +43,44 @@ async fn live(shared: &Shared, inbox: &mpsc::Sender<Delivery>, leave: &watch::Re
     };
     // The only listener of this connection: two would take each other's events away.
     let events: BoxStream<'static, Event> = Box::pin(connection.events_listener());
-    let work = consume(shared, &connection, inbox, leave);
     let error = tokio::select! {
         // The connection's own error says more than the consumer's, which only learns that it has ended.
         biased;
         error = failure(events) => error,
-        Err(error) = work => error,
+        Err(error) = consume(shared, &connection, inbox, leave) => error,
     };
+    if shared.ingress.partitions > 1 {
+        tell(shared, &error);
+    }
     connection::close(connection).await;
     error
+}
+
+/// What stands in the way of partitions: the node is not ready until it is gone.
+fn tell(shared: &Shared, error: &LinkError) {
+    let partitions = shared.ingress.partitions;
+    let damage = match error {
+        LinkError::Amqp(amqp) if amqp.to_string().contains("unknown exchange type") => format!(
+            "WARREN_INGRESS_PARTITIONS={partitions} needs the broker's plugin rabbitmq_consistent_hash_exchange: \
+             enable it (rabbitmq-plugins enable rabbitmq_consistent_hash_exchange), or set 1"
+        ),
+        error if declare::is(error, AMQPSoftError::ACCESSREFUSED) => format!(
+            "WARREN_INGRESS_PARTITIONS={partitions} needs the permission to configure, write and read \
+             {}.…: {error}",
+            shared.topology.ingress()
+        ),
+        error => format!("ingress is not consumed: {error}"),
+    };
+    error!("{damage}");
+    shared.ingress_damage.send_replace(Some(vec![damage]));
+}
+
+/// What came by the queue's name came through the default exchange, which has no name.
+pub fn via(exchange: &str) -> Via {
+    match exchange.is_empty() {
+        true => Via::IngressQueue,
+        false => Via::Ingress,
+    }
 }
 
 async fn consume(
@@ -60,6 +90,9 @@ async fn consume(
     leave: &watch::Receiver<bool>,
 ) -> Result<(), LinkError> {
     declare::durable(connection, &shared.topology).await?;
+    if shared.ingress.partitions > 1 || declare::exists(connection, &shared.topology.ingress_hash()).await? {
+        return Err(shares::consume(shared, connection, inbox, leave).await);
+    }
     let channel = within("opening a channel", connection.create_channel()).await?;
     let consumer = consumer::consume(&channel, &shared.topology.ingress(), PREFETCH).await?;
     info!("ingress link is up");
@@ -72,8 +105,6 @@ async fn consume(
         }
         within("basic.cancel", channel.basic_cancel(tag, BasicCancelOptions::default())).await
     };
-    // What came by the queue's name came through the default exchange, which has no name.
-    let via = |exchange: &str| if exchange.is_empty() { Via::IngressQueue } else { Via::Ingress };
     let takes = |delivery: &Delivery| is_probe(delivery, shared.topology.account());
     tokio::select! {
         error = consumer::run(channel.clone(), consumer, PREFETCH, inbox.clone(), via, takes, left) => Err(error),

@@ -21,11 +21,13 @@ mod filter;
 mod gather;
 mod ingress;
 mod lapin_defects;
+mod layout;
 mod publisher;
 mod publishing;
 mod pulse;
 mod replies;
 mod returns;
+mod shares;
 mod topology;
 mod unanswered;
 mod verify;
@@ -40,8 +42,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::{
-    Attach, BoxError, BoxNumber, BoxSettings, Bus, Destination, Done, Inboxes, Lane, Link, Outcome,
-    Properties, Publish, Publishing,
+    Attach, BoxError, BoxNumber, BoxSettings, Bus, Destination, Done, Inboxes, IngressDesk, Lane, Link,
+    Outcome, Properties, Publish, Publishing, TopologyState,
 };
 use crate::bus::answer::Answer;
 use crate::config::AmqpUrl;
@@ -85,6 +87,8 @@ pub struct RabbitSettings {
     /// How many messages may wait in a node's own queue before the oldest are dropped.
     pub node_queue_max: u32,
     pub boxes: BoxSettings,
+    /// How many queues share what backends publish.
+    pub ingress_partitions: u16,
 }
 
 impl RabbitSettings {
@@ -95,6 +99,7 @@ impl RabbitSettings {
             quorum: false,
             node_queue_max: 100_000,
             boxes: BoxSettings::default(),
+            ingress_partitions: 1,
         }
     }
 
@@ -112,6 +117,9 @@ struct Shared {
     node: NodeId,
     link: watch::Sender<Link>,
     pulse: Arc<Pulse>,
+    ingress: IngressDesk,
+    /// What is wrong with the partitions of ingress. `None`: not looked yet.
+    ingress_damage: watch::Sender<Option<Vec<String>>>,
 }
 
 impl Shared {
@@ -143,6 +151,7 @@ pub struct RabbitBus {
     topology: Topology,
     node: NodeId,
     boxes: Boxes,
+    ingress: IngressDesk,
     /// Every task of the bus; they end with it.
     tasks: Mutex<JoinSet<()>>,
 }
@@ -150,8 +159,13 @@ pub struct RabbitBus {
 impl RabbitBus {
     /// Returns at once; the link tells when the bus is up. To be called inside a tokio runtime.
     pub fn start(settings: RabbitSettings, node: NodeId) -> (Arc<Self>, Inboxes) {
-        let link = watch::Sender::new(Link::default());
+        let is_parted = settings.ingress_partitions > 1;
+        // Not ready before its partitions are.
+        let topology = if is_parted { TopologyState::Damaged } else { TopologyState::Whole };
+        let link = watch::Sender::new(Link { topology, ..Link::default() });
         let shared = Shared {
+            ingress: IngressDesk::new(settings.ingress_partitions),
+            ingress_damage: watch::Sender::new((!is_parted).then(Vec::new)),
             topology: settings.topology(),
             urls: settings.urls.into(),
             node,
@@ -189,6 +203,7 @@ impl RabbitBus {
             stop_ingress,
             lanes,
             replies,
+            ingress: shared.ingress,
             topology: shared.topology,
             node: shared.node,
             boxes,
@@ -234,6 +249,10 @@ impl Bus for RabbitBus {
     fn reply_queue(&self) -> Option<String> {
         let incarnation = self.link.borrow().incarnation?;
         Some(self.topology.replies_queue(&self.node, incarnation).name)
+    }
+
+    fn ingress_desk(&self) -> Option<IngressDesk> {
+        Some(self.ingress.clone())
     }
 
     fn stop_ingress(&self) {

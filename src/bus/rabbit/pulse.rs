@@ -117,6 +117,10 @@ pub fn probe(shared: &Shared, incarnation: Incarnation, way: Way, number: u64) -
         Way::Direct => Destination::Nodes(smallvec::smallvec![shared.node.clone()]),
         Way::Broadcast => Destination::Broadcast,
         Way::Control => Destination::Control,
+        // Another partition, as like as not, with each number.
+        Way::Ingress if shared.ingress.partitions > 1 => {
+            Destination::Ingress(format!("{PROBE_KIND}.{number}"))
+        }
         Way::Ingress => Destination::Ingress(PROBE_KIND.to_owned()),
         Way::Canary | Way::CanaryQueue => {
             Destination::Queue(shared.topology.canary_queue(&shared.node, incarnation).name)

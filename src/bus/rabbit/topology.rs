@@ -3,6 +3,7 @@
 //! The same data is declared at the broker and rendered as `amqp/definitions.json`. Everything in it is valid
 //! on RabbitMQ 3.10 to 4.3: no transient queue that is not exclusive, no queue modes, no mirroring.
 
+use crate::bus::partitions::Partition;
 use crate::bus::{BoxNumber, BoxSettings};
 use crate::ids::{encode, Incarnation, NodeId};
 
@@ -11,6 +12,9 @@ pub enum ExchangeType {
     Fanout,
     Direct,
     Topic,
+    /// Of the plugin `rabbitmq_consistent_hash_exchange`: a routing key always goes to the same one of its bindings,
+    /// whose keys are their weights.
+    ConsistentHash,
 }
 
 impl ExchangeType {
@@ -19,6 +23,7 @@ impl ExchangeType {
             ExchangeType::Fanout => "fanout",
             ExchangeType::Direct => "direct",
             ExchangeType::Topic => "topic",
+            ExchangeType::ConsistentHash => "x-consistent-hash",
         }
     }
 }
@@ -225,11 +230,35 @@ impl Topology {
         .into()
     }
 
-    /// The queues that outlive every node.
-    pub fn durable_queues(&self) -> Vec<Queue> {
-        let kind = Argument::Text(if self.quorum { "quorum" } else { "classic" }.into());
-        let mut ingress = vec![
-            ("x-queue-type", kind.clone()),
+    /// Between `ingress` and the layouts, once there is more than one partition.
+    pub fn ingress_hash(&self) -> Exchange {
+        Exchange { name: self.name("ingress.hash"), kind: ExchangeType::ConsistentHash }
+    }
+
+    /// The exchange of the layout with so many partitions, of which there are at least two.
+    pub fn ingress_layout(&self, of: u16) -> Exchange {
+        Exchange { name: self.name(&format!("ingress.{of}")), kind: ExchangeType::ConsistentHash }
+    }
+
+    pub fn partition(&self, partition: Partition) -> Queue {
+        let name = match partition.of {
+            1 => self.ingress(),
+            _ => self.name(&format!("ingress.{partition}")),
+        };
+        self.ingress_queue(name)
+    }
+
+    pub fn is_quorum(&self) -> bool {
+        self.quorum
+    }
+
+    fn durable_type(&self) -> Argument {
+        Argument::Text(if self.quorum { "quorum" } else { "classic" }.into())
+    }
+
+    fn ingress_queue(&self, name: String) -> Queue {
+        let mut arguments = vec![
+            ("x-queue-type", self.durable_type()),
             // One node at a time, so that the order is kept and the next takes over when it dies.
             ("x-single-active-consumer", Argument::Flag(true)),
             ("x-dead-letter-exchange", Argument::Text(self.dead())),
@@ -237,15 +266,20 @@ impl Topology {
             ("x-overflow", Argument::Text("reject-publish".into())),
         ];
         if self.quorum {
-            ingress.push(("x-delivery-limit", Argument::Number(DELIVERIES_MAX)));
+            arguments.push(("x-delivery-limit", Argument::Number(DELIVERIES_MAX)));
         }
+        Queue { name, exclusive: false, arguments }
+    }
+
+    /// The queues that outlive every node.
+    pub fn durable_queues(&self) -> Vec<Queue> {
         vec![
-            Queue { name: self.ingress(), exclusive: false, arguments: ingress },
+            self.ingress_queue(self.ingress()),
             Queue {
                 name: self.dead(),
                 exclusive: false,
                 arguments: vec![
-                    ("x-queue-type", kind),
+                    ("x-queue-type", self.durable_type()),
                     ("x-max-length", Argument::Number(DEAD_MESSAGES_MAX)),
                     ("x-overflow", Argument::Text("drop-head".into())),
                 ],
@@ -255,9 +289,14 @@ impl Topology {
 
     pub fn durable_bindings(&self) -> Vec<Binding> {
         vec![
-            Binding { queue: self.ingress(), exchange: self.ingress(), key: "#".into() },
+            self.ingress_binding(),
             Binding { queue: self.dead(), exchange: self.dead(), key: String::new() },
         ]
+    }
+
+    /// Of the one queue that everything goes to, unless `ingress.hash` stands between.
+    pub fn ingress_binding(&self) -> Binding {
+        Binding { queue: self.ingress(), exchange: self.ingress(), key: "#".into() }
     }
 }
 
