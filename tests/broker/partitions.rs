@@ -27,8 +27,9 @@ const USERS: u32 = 24;
 
 async fn start(url: &str, name: &str, partitions: u16, more: &[(&str, &str)]) -> Node {
     let partitions = partitions.to_string();
-    let vars =
-        [&[("AMQP_URL", url), ("INGRESS_PARTITIONS", &partitions), ("DRAIN_MS", "2000")], more].concat();
+    // The users read when all is over.
+    let patient = [("PING_INTERVAL_MS", "300000"), ("OUTBOX_BYTES", "67108864"), ("DRAIN_MS", "2000")];
+    let vars = [&[("AMQP_URL", url), ("INGRESS_PARTITIONS", &partitions)], &patient[..], more].concat();
     let node = Node::start(config(name, &vars)).unwrap();
     timeout(PATIENCE, node.ready()).await.expect("a node that serves");
     node
