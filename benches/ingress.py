@@ -110,8 +110,11 @@ def connect(nodes):
 
     def drain():
         while not stopped.is_set():
-            for one in select.select(sockets, [], [], 0.2)[0]:
-                one.recv(65536)
+            try:
+                for one in select.select(sockets, [], [], 0.2)[0]:
+                    one.recv(65536)
+            except (OSError, ValueError):
+                return  # Closed at the end of the run.
 
     threading.Thread(target=drain, daemon=True).start()
     return sockets, stopped
