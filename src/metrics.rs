@@ -66,6 +66,8 @@ pub struct Snapshot {
     pub requests: usize,
     pub partitions: usize,
     pub link_ready: bool,
+    /// Of the runtime, without those of the threads that serve sockets.
+    pub tasks: usize,
     /// Since the start of the process.
     pub log_lines_dropped: u64,
 }
@@ -87,6 +89,7 @@ pub struct Metrics {
     requests: Gauge,
     partitions: Gauge,
     link_ready: Gauge,
+    tasks: Gauge,
     log_lines_dropped: Counter,
 }
 
@@ -131,6 +134,11 @@ impl Metrics {
                 "Partitions of ingress that this node consumes; 0 when there is only one"
             ),
             link_ready: metric!(Gauge::default(), "link_ready", "1 while the broker can be used"),
+            tasks: metric!(
+                Gauge::default(),
+                "tasks",
+                "Tasks that run, without those of the threads that serve sockets"
+            ),
             log_lines_dropped: metric!(
                 Counter::default(),
                 "log_lines_dropped",
@@ -193,6 +201,7 @@ impl Metrics {
         self.requests.set(now.requests as i64);
         self.partitions.set(now.partitions as i64);
         self.link_ready.set(now.link_ready.into());
+        self.tasks.set(now.tasks as i64);
         self.log_lines_dropped.inc_by(now.log_lines_dropped.saturating_sub(self.log_lines_dropped.get()));
         let mut out = String::new();
         // Writing to a string cannot fail.

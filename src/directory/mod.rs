@@ -235,6 +235,12 @@ impl Directory {
         self.read().is_synced()
     }
 
+    /// Whether nodes that this one knew may be there and not be heard yet, because the broker was away for all of them.
+    pub fn peers_may_return(&self) -> bool {
+        let now = self.now();
+        self.read().peers_may_return(now)
+    }
+
     /// How long ago this node sent the last heartbeat that came back to it through the broker. `None`: none
     /// has since the link came up.
     pub fn control_seen_ago(&self) -> Option<Duration> {

@@ -24,6 +24,9 @@ const SERVED_AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// A node that has just got its link hears of the others within this time: each answers its hello with a heartbeat
 /// ([`HELLO_ANSWER_WAIT`]).
 const NEWCOMER_WAIT: Duration = Duration::from_secs(1);
+/// After a loss of the link, other nodes that lost theirs with it may need so long to be back: twice the longest wait
+/// between two tries, and the time of a try.
+const PEERS_RETURN: Duration = Duration::from_secs(5);
 /// Own incarnations that are remembered. More reconnects than this while one old message lingers do not happen.
 const OWN_INCARNATIONS_KEPT: usize = 256;
 
@@ -110,6 +113,8 @@ pub struct State {
     /// Everything that was published to the control exchange before this moment has been read here.
     pub(super) control_read_to: Option<Duration>,
     linked_at: Duration,
+    /// Until then nodes that were there before the link was lost may not have theirs back.
+    returning_until: Duration,
 }
 
 impl State {
@@ -138,6 +143,7 @@ impl State {
             effects: Vec::new(),
             control_read_to: None,
             linked_at: Duration::ZERO,
+            returning_until: Duration::ZERO,
         }
     }
 
@@ -156,6 +162,11 @@ impl State {
         self.control_read_to.is_some() && now >= self.linked_at + NEWCOMER_WAIT
     }
 
+    /// Whether nodes that this one knew may be there and not be heard yet, because the broker was away for all of them.
+    pub(super) fn peers_may_return(&self, now: Duration) -> bool {
+        now < self.returning_until
+    }
+
     // ---- the own link ----
 
     /// The node's queues were declared anew: gossip published meanwhile is lost here, and the peers start over with this
@@ -172,6 +183,9 @@ impl State {
         self.confirms.begin_anew();
         self.control_read_to = None;
         self.linked_at = now;
+        if self.peers.iter().next().is_some() {
+            self.returning_until = now + PEERS_RETURN;
+        }
         for (_, peer) in self.peers.iter_mut() {
             // Each peer answers the hello with a heartbeat, which shows whether deltas were missed.
             peer.replica.doubt(now + REPAIR_RETRY);

@@ -73,6 +73,7 @@ pub(super) fn metrics(state: Arc<AppState>) -> impl Filter<Extract = (Response,)
             requests: state.router.requests_pending(),
             partitions: state.router.directory().partitions_held(),
             link_ready: state.health.link.borrow().ready(),
+            tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
             log_lines_dropped: output::dropped_lines(),
         };
         let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -142,10 +142,14 @@ impl Router {
             self.trace_sent(message, &others);
             self.envelope_publish(&envelope, self.way_to(others), now)
         };
+        let directory = self.directory.clone();
         let done = move |outcome| {
             settle(match outcome {
                 _ if is_here => Settlement::Published,
                 Outcome::Confirmed => Settlement::Published,
+                Outcome::Unroutable if directory.peers_may_return() => {
+                    failed(Code::Unavailable, "the receiver's node may not be back yet; try again")
+                }
                 Outcome::Unroutable => failed(Code::Offline, "not connected anywhere"),
                 Outcome::Overloaded | Outcome::Refused => overloaded(),
                 Outcome::Unavailable => unavailable(),

@@ -59,6 +59,10 @@ impl World for Router {
         node == self.node() || self.directory.is_live(node)
     }
 
+    fn peers_may_return(&self) -> bool {
+        self.directory.peers_may_return()
+    }
+
     fn is_here(&self, target: &Target) -> bool {
         match target {
             Target::User(user) => self.hub.holds(user),

@@ -116,13 +116,26 @@ async fn a_node_that_left_is_not_bound_again() {
 async fn a_policy_that_loses_mail_is_noticed() {
     let vhost = broker::vhost().await;
     let policy = format!("policies/{}/test", vhost.name);
-    for (definition, pattern, id) in
-        [(json!({ "message-ttl": 1000 }), "^warren", "a"), (json!({ "expires": 1000 }), "^warren.box", "b")]
-    {
-        // Before the node, since a broker applies `message-ttl` to messages that come after it.
+    let (ttl, expires) = (json!({ "message-ttl": 1000 }), json!({ "expires": 1000 }));
+    // A broker applies `message-ttl` to messages that come after it: `late` is when the node has been there for long.
+    for (definition, pattern, id, late) in [
+        (&ttl, "^warren", "a", false),
+        (&expires, "^warren.box", "b", false),
+        (&ttl, "^warren.box", "c", true),
+    ] {
         let body = json!({ "pattern": pattern, "definition": definition, "apply-to": "queues" });
-        vhost.management.put(&policy, body).await;
+        if !late {
+            vhost.management.put(&policy, body.clone()).await;
+        }
         let a = peer(&|node| rabbit_bus(&vhost.url(), node), id).await;
+        if late {
+            let canary = format!("warren.box.canary.{id}.{}", a.bus.link().borrow().incarnation.unwrap());
+            eventually("its first message is there", BACK, || async {
+                vhost.messages(&canary).await == Some(1)
+            })
+            .await;
+            vhost.management.put(&policy, body).await;
+        }
         seen(&a, TopologyState::Damaged, pattern).await;
         assert!(a.bus.link().borrow().ready(), "it works on as well as it can");
         delete(&vhost, &policy).await;

@@ -63,8 +63,8 @@ async fn six_cuts_leave_one_node_queue_with_its_bindings() {
     eventually("the old queues are gone", PATIENCE, || async {
         let queues = vhost.queues().await;
         let all: Vec<_> = queues.iter().filter(of_nodes).collect();
-        // The node's, those of control and replies, and the canary.
-        all.len() == 4 && all.iter().all(|queue| queue.ends_with(&now))
+        // The node's, those of control and replies, and three canaries.
+        all.len() == 6 && all.iter().all(|queue| queue.ends_with(&now))
     })
     .await;
     assert_eq!(vhost.bindings(&own).await.len(), 2);

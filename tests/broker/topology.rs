@@ -38,19 +38,21 @@ fn the_definitions_file_is_what_the_code_says() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_adds_four_queues_and_three_bindings() {
+async fn a_node_adds_six_queues_and_three_bindings() {
     let vhost = broker::vhost().await;
     let a = peer(&|node| rabbit_bus(&vhost.url(), node), "a").await;
     let incarnation = a.bus.link().borrow().incarnation.unwrap();
     let (own, control) = (format!("warren.node.a.{incarnation}"), format!("warren.control.a.{incarnation}"));
     // The last of them is made after the link is up.
-    eventually("all queues are there", Duration::from_secs(10), || async { vhost.queues().await.len() == 6 })
+    eventually("all queues are there", Duration::from_secs(10), || async { vhost.queues().await.len() == 8 })
         .await;
     let mut queues = vhost.queues().await;
     queues.sort();
-    let canary = format!("warren.box.canary.a.{incarnation}");
+    let [canary, minutes, seconds] = ["canary", "canary-minutes", "canary-seconds"]
+        .map(|name| format!("warren.box.{name}.a.{incarnation}"));
     let replies = format!("warren.replies.a.{incarnation}");
-    assert_eq!(queues, [&canary, &control, "warren.dead", "warren.ingress", &own, &replies]);
+    let all = [&minutes, &seconds, &canary, &control, "warren.dead", "warren.ingress", &own, &replies];
+    assert_eq!(queues, all);
     assert_eq!(a.bus.reply_queue().as_ref(), Some(&replies));
     assert!(vhost.bindings(&replies).await.is_empty());
     let pair = |exchange: &str, key: &str| (exchange.to_owned(), key.to_owned());

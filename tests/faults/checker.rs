@@ -215,9 +215,9 @@ fn check_told(key: Key, sent: &Sent, facts: &Facts, verdict: &mut Verdict) {
         // The node wrote the message to the session, and was killed before it acknowledged the message to the broker.
         // The broker redelivers it to another node, which finds that the session has ended.
         Told::Rejected(Reason::Offline)
-            if kind == Kind::Session
-                && facts.disturbed(sent.at_us, sent.told_us)
-                && !facts.session_lasts(sent) =>
+            if facts.disturbed(sent.at_us, sent.told_us)
+                && (kind == Kind::Session && !facts.session_lasts(sent)
+                    || kind == Kind::Once && !facts.connected(sent)) =>
         {
             false
         }

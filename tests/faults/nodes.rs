@@ -97,6 +97,11 @@ impl NodeProcess {
         answer.is_ok_and(|answer| answer.status().is_success())
     }
 
+    /// `None`: it does not run.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// A gauge of its metrics. `None`: it does not answer, or has no such gauge.
     pub async fn gauge(&self, name: &str) -> Option<f64> {
         let url = format!("http://127.0.0.1:{}/metrics", self.admin);
@@ -111,8 +116,8 @@ impl NodeProcess {
     }
 
     pub fn signal(&self, signal: &str) {
-        let Some(child) = &self.child else { return };
-        let sent = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status();
+        let Some(pid) = self.pid() else { return };
+        let sent = Command::new("kill").args([format!("-{signal}"), pid.to_string()]).status();
         assert!(sent.is_ok_and(|status| status.success()), "kill -{signal} {}", self.name);
     }
 

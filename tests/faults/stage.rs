@@ -20,6 +20,9 @@ pub enum Kind {
     ThreeBrokers,
 }
 
+/// The broker itself put it there, because nobody took it in time.
+pub const EXPIRED: &str = "expired in the ingress queue";
+
 /// How many stages with one broker there may be: a scenario that disturbs its broker gets one on which nobody
 /// waits for stragglers any more.
 const ONE_BROKER_MAX: usize = 3;
@@ -166,28 +169,28 @@ impl Stage {
         all.as_array().into_iter().flatten().filter_map(queue).collect()
     }
 
-    /// Asks until the broker knows which node consumes ingress: the statistics lag a second behind.
-    /// Why messages of the dead queue are there, with the number of each: the oldest hundred, which stay in it.
-    pub async fn dead_reasons(&self, prefix: &str) -> String {
+    /// Why messages of the dead queue are there, with the number of each: the oldest hundred, which stay in it. The time of
+    /// some may have ended in the ingress queue ([`EXPIRED`]).
+    pub async fn dead_reasons(&self, prefix: &str) -> Result<BTreeMap<String, u64>, String> {
         let ask = json!({"count": 100, "ackmode": "ack_requeue_true", "encoding": "base64", "truncate": 100});
         let path = format!("queues/%2f/{prefix}.dead/get");
         let dead = match self.brokers[0].management.try_post(&path, ask).await {
             Ok(dead) => dead,
-            Err(status) => return format!("why they are there cannot be asked: {status}"),
+            Err(status) => return Err(format!("why they are there cannot be asked: {status}")),
         };
-        let mut reasons = BTreeMap::<String, usize>::new();
+        let mut reasons = BTreeMap::new();
         for message in dead.as_array().into_iter().flatten() {
-            let properties = &message["properties"];
-            let reason = format!("{} of type {}", properties["headers"]["warren-reason"], properties["type"]);
+            let (kind, headers) = (&message["properties"]["type"], &message["properties"]["headers"]);
+            let reason = match headers["x-first-death-reason"] == "expired" {
+                true => EXPIRED.to_owned(),
+                false => format!("{} of type {kind}", headers["warren-reason"]),
+            };
             *reasons.entry(reason).or_default() += 1;
         }
-        reasons
-            .into_iter()
-            .map(|(reason, count)| format!("{count} × {reason}"))
-            .collect::<Vec<_>>()
-            .join(", ")
+        Ok(reasons)
     }
 
+    /// Asks until the broker knows which node consumes ingress: the statistics lag a second behind.
     pub async fn ingress_holder(&self, prefix: &str) -> Option<String> {
         let management = &self.brokers[0].management;
         for _ in 0..50 {

@@ -61,6 +61,31 @@ async fn sockets_stay_and_publishes_fail_soon_while_the_broker_is_away() {
     assert!(alice.kept("gap").is_empty(), "told once");
 }
 
+/// Whether somebody is there cannot be known while other nodes may still be on their way back.
+#[tokio::test]
+async fn nobody_is_called_offline_while_their_node_may_come_back() {
+    let cluster = Cluster::start(2, &[]).await;
+    let alice = User::connect(cluster.ws(0), "alice").await;
+    let mut bob = User::connect(cluster.ws(1), "bob").await;
+    cluster.knows("alice", &[0]).await;
+    for node in &cluster.nodes {
+        cluster.broker.cut(node.id());
+    }
+    cluster.broker.restore(cluster.nodes[1].id());
+    bob.next("gap").await;
+    let session = format!("session.{}", alice.session());
+    let once = json!({"type": "publish", "to": "user.alice", "payload": 1, "delivery": "at_most_once"});
+    let other = json!({"type": "publish", "to": session, "payload": 2});
+    for publish in [&once, &other] {
+        let reply = bob.ask(publish.clone()).await;
+        let error = (&reply["error"]["code"], &reply["error"]["retry"]);
+        assert_eq!(error, (&json!("unavailable"), &json!(true)), "{reply}");
+    }
+    cluster.broker.restore(cluster.nodes[0].id());
+    cluster.knows("alice", &[0]).await;
+    assert_eq!(bob.ask(once).await["outcome"], "published");
+}
+
 #[tokio::test]
 async fn what_was_in_flight_when_the_link_went_is_answered_in_time() {
     let cluster = Cluster::start(2, &[("RECEIPT_TIMEOUT_MS", "1000")]).await;

@@ -1,16 +1,20 @@
 //! Finds policies of the broker that would lose stored mail: `message-ttl` and `expires` on queues that are named as
 //! boxes are.
 //!
-//! AMQP 0-9-1 does not tell which policy applies to a queue. But a policy applies by name, so that the node keeps a
-//! queue of its own, `<prefix>.box.canary.<node>.<incarnation>`, with one message in it, and sees what becomes of
+//! AMQP 0-9-1 does not tell which policy applies to a queue. But a policy applies by name, so that the node keeps
+//! queues of its own, `<prefix>.box.canary….<node>.<incarnation>`, with one message in each, and sees what becomes of
 //! them. A message that expires is dead-lettered to the node's control queue; and a small message is sent to the
-//! queue now and then, which counts for no use of it and comes back as unroutable when the queue is gone. It stays
+//! first queue now and then, which counts for no use of it and comes back as unroutable when the queue is gone. It stays
 //! behind the first one until that goes, so it is sent the less often the longer that has lain there.
 //!
-//! What this cannot see: a limit that is longer than this node's connection has lived, and a policy whose pattern
-//! matches a box by its number and not the canary. Other policies break nothing: the queues' own arguments for
-//! overflow and dead-lettering count before a policy's, so that `max-length` makes the broker refuse, which the node
-//! tells the sender.
+//! A broker applies `message-ttl` to messages that come after the policy. So there are three messages: one lies until
+//! something ends it, and two have a time to live of their own and are replaced when it is over; one that ends before
+//! that has met a policy.
+//!
+//! What this cannot see: a limit that is longer than this node's connection has lived, one longer than ten minutes that
+//! was set after the connection was made, and a policy whose pattern matches a box by its number and not the canary.
+//! Other policies break nothing: the queues' own arguments for overflow and dead-lettering count before a policy's, so
+//! that `max-length` makes the broker refuse, which the node tells the sender.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -36,6 +40,16 @@ const GRACE: Duration = Duration::from_secs(10);
 /// The queue is looked for when this share of the message's age has passed: some eighty times in ten years.
 const SEEK_SHARE: u32 = 4;
 
+/// The canaries, and how long each lives unless a policy ends it sooner. The short one has a policy of a few seconds
+/// found within half a minute of its making; the other one bounds what remains unseen.
+const LIVES: [(Way, Option<Duration>); 3] = [
+    (Way::Canary, None),
+    (Way::CanarySeconds, Some(Duration::from_secs(15))),
+    (Way::CanaryMinutes, Some(Duration::from_secs(600))),
+];
+/// An end is seen so much later at the latest: a round.
+const SEEN_LATE: Duration = Duration::from_secs(5);
+
 /// How long canaries live.
 #[derive(Debug)]
 struct Survival {
@@ -47,6 +61,15 @@ struct Survival {
 impl Survival {
     fn new(now: Instant) -> Self {
         Self { born: now, life: None }
+    }
+
+    /// `ttl`: the message's own. One that reached it has met no policy.
+    fn ended(&mut self, now: Instant, ttl: Option<Duration>) {
+        let age = now.duration_since(self.born);
+        self.died(now);
+        if ttl.is_some_and(|ttl| age + SEEN_LATE >= ttl) {
+            self.life = None;
+        }
     }
 
     fn died(&mut self, now: Instant) {
@@ -61,24 +84,56 @@ impl Survival {
     }
 }
 
-pub struct Canary {
-    message: Survival,
-    queue: Survival,
-    /// Of the message that lies in the queue.
+/// A message in a queue of its own.
+struct Sample {
+    way: Way,
+    ttl: Option<Duration>,
+    survival: Survival,
+    /// 0 = none is there.
     number: u64,
+}
+
+impl Sample {
+    /// Notes its end, and puts the next one in its place.
+    fn look(
+        &mut self,
+        shared: &Shared,
+        incarnation: Incarnation,
+        urgent: &LaneInbox,
+        number: u64,
+        now: Instant,
+    ) {
+        if self.number > 0 && shared.pulse.arrived(self.way) >= self.number {
+            self.survival.ended(now, self.ttl);
+            self.number = 0;
+        }
+        if self.number == 0 {
+            self.number = number;
+            self.survival.born = now;
+            let mut canary = probe(shared, incarnation, self.way, number);
+            canary.properties.expiration = self.ttl.map(|ttl| ttl.as_millis().to_string());
+            urgent.offer(canary, Answer::new(Box::new(|_: Outcome| ())));
+        }
+    }
+}
+
+pub struct Canary {
+    messages: [Sample; LIVES.len()],
+    queue: Survival,
     /// When the queue was last looked for.
     sought: Instant,
     unroutable: Arc<AtomicBool>,
 }
 
 impl Canary {
-    /// `None` if this account may not make the queue.
+    /// `None` if this account may not make the queues.
     pub async fn start(shared: &Shared, connection: &Connection, incarnation: Incarnation) -> Option<Self> {
         match make(shared, connection, incarnation).await {
             Ok(_) => {
                 let now = Instant::now();
-                let (message, queue) = (Survival::new(now), Survival::new(now));
-                Some(Self { message, queue, number: 0, sought: now, unroutable: Arc::default() })
+                let messages =
+                    LIVES.map(|(way, ttl)| Sample { way, ttl, survival: Survival::new(now), number: 0 });
+                Some(Self { messages, queue: Survival::new(now), sought: now, unroutable: Arc::default() })
             }
             Err(error) if declare::is(&error, AMQPSoftError::ACCESSREFUSED) => {
                 info!("this account may not make a queue named box.canary: policies are not looked for");
@@ -103,32 +158,31 @@ impl Canary {
         let now = Instant::now();
         if self.unroutable.swap(false, Ordering::Relaxed) {
             self.queue.died(now);
-            self.number = 0;
+            self.messages.iter_mut().for_each(|message| message.number = 0);
             // An error shows in the next round again.
             let _ = make(shared, connection, incarnation).await;
-        } else if self.number > 0 && shared.pulse.arrived(Way::Canary) >= self.number {
-            self.message.died(now);
-            self.number = 0;
         }
-        if self.number == 0 {
-            self.number = number;
-            self.message.born = now;
-            let canary = probe(shared, incarnation, Way::Canary, number);
-            urgent.offer(canary, Answer::new(Box::new(|_: Outcome| ())));
+        for message in &mut self.messages {
+            message.look(shared, incarnation, urgent, number, now);
         }
-        if now.duration_since(self.sought) >= now.duration_since(self.message.born) / SEEK_SHARE {
+        let oldest = self.messages[0].survival.born;
+        if now.duration_since(self.sought) >= now.duration_since(oldest) / SEEK_SHARE {
             self.sought = now;
             self.seek(shared, incarnation, urgent, number);
         }
-        let mut flaws = Vec::new();
-        for (survival, policy) in [(&mut self.message, "message-ttl"), (&mut self.queue, "expires")] {
-            if let Some(life) = survival.short(now) {
-                flaws.push(format!(
-                    "a policy {policy} of {} ms or less applies to {}: stored mail is lost by it, remove it",
-                    life.as_millis(),
-                    shared.topology.canary_queue(&shared.node, incarnation).name
-                ));
+        let messages = self.messages.iter_mut().map(|message| (&mut message.survival, "message-ttl"));
+        let all = messages.chain([(&mut self.queue, "expires")]);
+        // Each kind of policy once.
+        let mut flaws: Vec<String> = Vec::new();
+        for (policy, life) in all.filter_map(|(survival, policy)| Some((policy, survival.short(now)?))) {
+            if flaws.iter().any(|flaw| flaw.contains(policy)) {
+                continue;
             }
+            flaws.push(format!(
+                "a policy {policy} of {} ms or less applies to {}: stored mail is lost by it, remove it",
+                life.as_millis(),
+                shared.topology.canary_queue(&shared.node, incarnation, Way::Canary.name()).name
+            ));
         }
         flaws
     }
@@ -149,7 +203,10 @@ impl Canary {
 
 async fn make(shared: &Shared, connection: &Connection, of: Incarnation) -> Result<Channel, LinkError> {
     let channel = within("opening a channel", connection.create_channel()).await?;
-    declare::declare_queue(&channel, &shared.topology.canary_queue(&shared.node, of), false).await?;
+    for (way, _) in LIVES {
+        let queue = shared.topology.canary_queue(&shared.node, of, way.name());
+        declare::declare_queue(&channel, &queue, false).await?;
+    }
     Ok(channel)
 }
 
@@ -168,5 +225,19 @@ mod tests {
         survival.died(at(120));
         assert_eq!(survival.short(at(190)), Some(Duration::from_secs(60)));
         assert_eq!(survival.short(at(191)), None);
+    }
+
+    #[test]
+    fn an_end_at_its_own_time_shows_that_no_policy_applies() {
+        let begin = Instant::now();
+        let at = |seconds: u64| begin + Duration::from_secs(seconds);
+        let ttl = Some(Duration::from_secs(15));
+        let mut survival = Survival::new(begin);
+        survival.ended(at(16), ttl);
+        assert_eq!(survival.short(at(16)), None);
+        survival.ended(at(19), ttl);
+        assert_eq!(survival.short(at(20)), Some(Duration::from_secs(3)), "a policy has come");
+        survival.ended(at(34), ttl);
+        assert_eq!(survival.short(at(35)), None, "it has gone");
     }
 }

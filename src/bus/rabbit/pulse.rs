@@ -36,24 +36,28 @@ pub enum Way {
     Control,
     /// To the ingress queue, as backends go. Ends at whichever node consumes it: only its answer tells.
     Ingress,
-    /// Into the canary queue; comes back only when the broker throws it out.
+    /// Into the canary queues; comes back only when the broker throws it out.
     Canary,
+    CanarySeconds,
+    CanaryMinutes,
     /// The same, for the queue's sake.
     CanaryQueue,
 }
 
-const WAYS: [(Way, &str); 7] = [
+const WAYS: [(Way, &str); 9] = [
     (Way::Own, "own"),
     (Way::Direct, "direct"),
     (Way::Broadcast, "broadcast"),
     (Way::Control, "control"),
     (Way::Ingress, "ingress"),
     (Way::Canary, "canary"),
+    (Way::CanarySeconds, "canary-seconds"),
+    (Way::CanaryMinutes, "canary-minutes"),
     (Way::CanaryQueue, "canary-queue"),
 ];
 
 impl Way {
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         WAYS[self as usize].1
     }
 }
@@ -112,6 +116,8 @@ pub fn is_probe(delivery: &Delivery, account: Option<&str>) -> bool {
 /// A probe; those of one order key arrive in order where they meet in one queue.
 pub fn probe(shared: &Shared, incarnation: Incarnation, way: Way, number: u64) -> Publish {
     let control = || shared.topology.control_queue(&shared.node, incarnation).name;
+    let canary =
+        |of: Way| Destination::Queue(shared.topology.canary_queue(&shared.node, incarnation, of.name()).name);
     let to = match way {
         Way::Own => Destination::Queue(control()),
         Way::Direct => Destination::Nodes(smallvec::smallvec![shared.node.clone()]),
@@ -122,9 +128,8 @@ pub fn probe(shared: &Shared, incarnation: Incarnation, way: Way, number: u64) -
             Destination::Ingress(format!("{PROBE_KIND}.{number}"))
         }
         Way::Ingress => Destination::Ingress(PROBE_KIND.to_owned()),
-        Way::Canary | Way::CanaryQueue => {
-            Destination::Queue(shared.topology.canary_queue(&shared.node, incarnation).name)
-        }
+        Way::Canary | Way::CanarySeconds | Way::CanaryMinutes => canary(way),
+        Way::CanaryQueue => canary(Way::Canary),
     };
     let properties = Properties {
         kind: Some(PROBE_KIND.to_owned()),

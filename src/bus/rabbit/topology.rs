@@ -161,9 +161,9 @@ impl Topology {
     }
 
     /// Named as boxes are, so that policies for them apply to it ([`super::canary`]).
-    pub fn canary_queue(&self, node: &NodeId, incarnation: Incarnation) -> Queue {
+    pub fn canary_queue(&self, node: &NodeId, incarnation: Incarnation, canary: &str) -> Queue {
         Queue {
-            name: format!("{}.box.canary.{}.{incarnation}", self.prefix, encode(node.as_str())),
+            name: format!("{}.box.{canary}.{}.{incarnation}", self.prefix, encode(node.as_str())),
             exclusive: true,
             arguments: vec![
                 ("x-queue-type", Argument::Text("classic".into())),

@@ -39,6 +39,8 @@ pub trait World {
     /// Where the target is believed to be. `again`: somebody did not answer, and nothing should be taken for granted.
     fn ways(&self, target: &Target, again: bool) -> Ways;
     fn is_live(&self, node: &NodeId) -> bool;
+    /// Whether nodes that hold the target may be there and not be known yet.
+    fn peers_may_return(&self) -> bool;
     /// Whether sessions of the target are on this node.
     fn is_here(&self, target: &Target) -> bool;
     /// The next place among all messages that this process accepts.

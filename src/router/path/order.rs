@@ -1,8 +1,9 @@
 //! What the older messages of a path allow the newer ones, while all of them are looked at in order.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::entry::{Entry, Flight};
+use super::World;
 use crate::ids::NodeId;
 use crate::router::strategy::Ways;
 
@@ -28,13 +29,15 @@ pub(super) struct Order {
     pub(super) blocked: bool,
     /// As much is on its way as may be.
     pub(super) full: bool,
+    /// Whether nodes that hold the target may be there and not be known yet.
+    pub(super) peers_may_return: bool,
 }
 
 impl Order {
-    pub(super) fn new(now: Instant, answer_within: Duration, ways: Ways, again: Option<Ways>) -> Self {
+    pub(super) fn new(now: Instant, world: &impl World, ways: Ways, again: Option<Ways>) -> Self {
         Self {
             now,
-            answer_by: now + answer_within,
+            answer_by: now + world.answer_within(),
             ways,
             again,
             sent: 0,
@@ -43,6 +46,7 @@ impl Order {
             stored: false,
             blocked: false,
             full: false,
+            peers_may_return: world.peers_may_return(),
         }
     }
 

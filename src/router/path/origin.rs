@@ -239,7 +239,7 @@ impl OriginSide {
         effects: &mut Vec<Effect>,
     ) -> bool {
         let again = self.entries.iter().any(|entry| entry.unknown).then(|| world.ways(target, true));
-        let mut order = Order::new(now, world.answer_within(), world.ways(target, false), again);
+        let mut order = Order::new(now, world, world.ways(target, false), again);
         let mut at = 0;
         while at < self.entries.len() {
             if self.act(at, &mut order, effects) {
@@ -325,9 +325,10 @@ impl OriginSide {
     fn store(&mut self, at: usize, order: &mut Order, effects: &mut Vec<Effect>) -> bool {
         let entry = &mut self.entries[at];
         if !entry.can_be_stored() {
-            let settlement = match entry.unknown {
-                true => failed(Code::Unavailable, "the receiver's node did not answer; try again"),
-                false => failed(Code::Offline, "not connected anywhere"),
+            let settlement = match (entry.unknown, order.peers_may_return && entry.not_here.is_empty()) {
+                (true, _) => failed(Code::Unavailable, "the receiver's node did not answer; try again"),
+                (_, true) => failed(Code::Unavailable, "the receiver's node may not be back yet; try again"),
+                _ => failed(Code::Offline, "not connected anywhere"),
             };
             self.settle(at, settlement, effects);
             return false;

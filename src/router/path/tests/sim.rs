@@ -22,6 +22,7 @@ pub(super) struct Node {
     taken: RefCell<HashMap<SeenKey, u32>>,
     stamps: Cell<u64>,
     pressed: Cell<bool>,
+    returning: Cell<bool>,
 }
 
 impl World for Node {
@@ -36,6 +37,9 @@ impl World for Node {
     }
     fn is_live(&self, _: &NodeId) -> bool {
         true
+    }
+    fn peers_may_return(&self) -> bool {
+        self.returning.get()
     }
     fn is_here(&self, _: &Target) -> bool {
         self.here.get()
@@ -115,6 +119,7 @@ impl Sim {
             taken: RefCell::default(),
             stamps: Cell::new(0),
             pressed: Cell::new(false),
+            returning: Cell::new(false),
         };
         Self {
             now,
