@@ -1,14 +1,14 @@
 //! What the routing strategies cost: nodes in this process over a real broker, users on all of them, messages between them.
 //!
-//! The broker should be private, since its counters are read; its management plugin must be on. Each run prints one row of
-//! the table in `docs/routing.md`:
+//! Prints rows of a table: messages and receipts published for each message, copies of them in queues, processor time of
+//! this process (nodes and clients) and of the broker, and how many messages were settled as they should be.
 //!
 //! ```text
-//! tests/support/broker.sh /tmp/broker 25672 15672 25673 4370 &
-//! cargo run --release --example routing -- --amqp amqp://guest:guest@127.0.0.1:25672 \
-//!     --management http://guest:guest@127.0.0.1:15672 --nodes 3 --routing ring --broker-pid "$(pgrep -n beam.smp)"
+//! cargo run --release --example routing -- --amqp amqp://guest:guest@127.0.0.1:5672 --nodes 12 --routing ring-preview
 //! ```
 
+#[path = "../tests/support/counting_bus.rs"]
+mod counting_bus;
 #[path = "swarm/process.rs"]
 #[allow(dead_code)] // The load tool uses the rest.
 mod process;
@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use counting_bus::{Counting, Counts};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use hdrhistogram::Histogram;
@@ -28,6 +29,7 @@ use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout, MissedTickBehavior};
 use tokio_tungstenite::{client_async, WebSocketStream};
 use tungstenite::Message;
+use warren::bus::rabbit::RabbitBus;
 use warren::config::Config;
 use warren::hub::Local;
 use warren::ids::UserId;
@@ -35,8 +37,6 @@ use warren::node::Node;
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The statistics of the broker follow what happens by this much.
-const STATISTICS_LAG: Duration = Duration::from_secs(7);
 /// Until gossip, homes and views are at rest.
 const SETTLE: Duration = Duration::from_secs(4);
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -45,8 +45,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Args {
     #[arg(long)]
     amqp: String,
-    #[arg(long)]
-    management: String,
     #[arg(long)]
     routing: String,
     #[arg(long, default_value_t = 3)]
@@ -144,30 +142,12 @@ struct Run {
     args: Args,
     nodes: Vec<Node>,
     began: Instant,
-    http: reqwest::Client,
-    /// Published and delivered in a second when nobody sends anything: gossip and probes.
-    idle: (f64, f64),
-}
-
-/// What the broker has counted so far, and when.
-#[derive(Clone, Copy)]
-struct Counted {
-    at: Instant,
-    published: f64,
-    delivered: f64,
-}
-
-impl Counted {
-    /// How much more than `before`, for each second.
-    fn rates_since(self, before: Self) -> (f64, f64) {
-        let seconds = (self.at - before.at).as_secs_f64();
-        ((self.published - before.published) / seconds, (self.delivered - before.delivered) / seconds)
-    }
+    counts: Arc<Counts>,
 }
 
 impl Run {
     async fn start(args: Args) -> Result<Self, AnyError> {
-        let mut nodes = Vec::new();
+        let (mut nodes, counts) = (Vec::new(), Arc::new(Counts::default()));
         for at in 0..args.nodes {
             let vars = [
                 ("NODE_ID", format!("node-{at}")),
@@ -184,14 +164,13 @@ impl Run {
                 ("IN_FLIGHT_PER_SESSION", "4096".to_owned()),
             ];
             let vars = vars.into_iter().map(|(key, value)| (format!("WARREN_{key}"), value));
-            nodes.push(Node::start(Config::from_vars(vars)?)?);
+            let config = Config::from_vars(vars)?;
+            let (bus, inboxes) = RabbitBus::start(Node::rabbit_settings(&config), config.node_id.clone());
+            let bus = Arc::new(Counting { bus, counts: counts.clone(), nodes: args.nodes });
+            nodes.push(Node::start_on(config, bus, inboxes)?);
         }
-        let mut run =
-            Self { args, nodes, began: Instant::now(), http: reqwest::Client::new(), idle: (0.0, 0.0) };
+        let run = Self { args, nodes, began: Instant::now(), counts };
         timeout(PATIENCE, run.agree()).await.map_err(|_| "the nodes do not find each other")?;
-        let before = run.counted().await?;
-        sleep(SETTLE).await;
-        run.idle = run.counted().await?.rates_since(before);
         Ok(run)
     }
 
@@ -210,15 +189,6 @@ impl Run {
         (cpu(std::process::id()), self.args.broker_pid.map_or(Duration::ZERO, cpu))
     }
 
-    async fn counted(&self) -> Result<Counted, AnyError> {
-        let at = Instant::now();
-        sleep(STATISTICS_LAG).await;
-        let overview = self.http.get(format!("{}/api/overview", self.args.management)).send().await?;
-        let overview: Value = serde_json::from_str(&overview.text().await?)?;
-        let count = |what: &str| overview["message_stats"][what].as_f64().unwrap_or_default();
-        Ok(Counted { at, published: count("publish"), delivered: count("deliver_get") })
-    }
-
     /// Messages from every node to users, and what each of them cost.
     async fn load(
         &self,
@@ -228,8 +198,7 @@ impl Run {
     ) -> Result<(), AnyError> {
         let count = self.args.rate * self.args.seconds / self.args.nodes as u64;
         let rate = self.args.rate as f64 / self.args.nodes as f64;
-        let counted_before = self.counted().await?;
-        let before = self.cpu();
+        let (counted, before) = (self.counts.now(), self.cpu());
         let mut sending = JoinSet::new();
         for (at, node) in self.nodes.iter().enumerate() {
             let socket = connect(node.public(), &format!("sender-{what}-{at}")).await?;
@@ -241,19 +210,16 @@ impl Run {
             });
         }
         let good: u64 = sending.join_all().await.into_iter().sum();
-        let after = self.cpu();
-        let counted = self.counted().await?;
+        let (sent, after) = (self.counts.now(), self.cpu());
         let all = (count * self.nodes.len() as u64).max(1);
-        let seconds = (counted.at - counted_before.at).as_secs_f64();
-        let rates = counted.rates_since(counted_before);
-        let each = |rate: f64, idle: f64| (rate - idle) * seconds / all as f64;
+        let each = |before: usize, after: usize| (after - before) as f64 / all as f64;
         let micros = |time: Duration| time.as_micros() as f64 / all as f64;
         println!(
             "| {} | {} | {what} | {:.2} | {:.2} | {:.0} | {:.0} | {good} of {all} |",
             self.args.nodes,
             self.args.routing,
-            each(rates.0, self.idle.0),
-            each(rates.1, self.idle.1),
+            each(counted.0, sent.0),
+            each(counted.1, sent.1),
             micros(after.0.saturating_sub(before.0)),
             micros(after.1.saturating_sub(before.1)),
         );

@@ -283,6 +283,11 @@ fn origins(from: &mut Reading) -> Origins {
 }
 
 fn routing(from: &mut Reading) -> Routing {
+    if let Some(early @ "ring") = from.text("ROUTING").as_deref() {
+        let why = "is a preview that has not passed the fault suite; use directory or broadcast, or say ring-preview";
+        from.mistake("ROUTING", Some(early), why);
+        return Routing::Directory;
+    }
     from.word("ROUTING").and_then(Routing::parse).unwrap_or(Routing::Directory)
 }
 

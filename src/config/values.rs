@@ -209,7 +209,8 @@ pub enum Routing {
     Directory,
     /// Every node is asked.
     Broadcast,
-    /// One node, the user's home on a hash ring, knows which nodes hold the user.
+    /// One node, the user's home on a hash ring, knows which nodes hold the user. A preview: the fault suite has not been
+    /// passed with it, so that its name has to be said in full.
     Ring,
 }
 
@@ -222,7 +223,7 @@ impl Routing {
         match self {
             Self::Directory => "directory",
             Self::Broadcast => "broadcast",
-            Self::Ring => "ring",
+            Self::Ring => "ring-preview",
         }
     }
 

@@ -16,6 +16,9 @@ mod record;
 #[allow(dead_code)] // The fault suite uses the rest.
 mod sabotage;
 
+#[path = "../support/counting_bus.rs"]
+mod counting_bus;
+
 mod application;
 mod application_limits;
 mod broker_away;
@@ -50,5 +53,6 @@ mod session;
 mod sockjs;
 mod stomp;
 mod strategies;
+mod strategy_costs;
 mod tidy;
 mod wire_differential;
