@@ -1,13 +1,14 @@
-//! What every request is checked for before a route sees it: Host, method, origin, token in the URL, encoding.
+//! What every request is checked for before a route sees it: Host, address, method, origin, token in the URL, encoding.
 
 use std::net::IpAddr;
 
 use warp::http::header::{self, HeaderMap, HeaderValue};
-use warp::http::{Method, Request, StatusCode, Version};
+use warp::http::{Request, StatusCode, Version};
 use warp::reply::Response;
 
+use super::addresses::{Address, Listener};
 use super::client::{is_loopback_host, query_value, Client};
-use super::{response, sockjs};
+use super::response;
 use crate::config::{Origins, TrustedProxies};
 use crate::error::{Code, Error};
 
@@ -19,6 +20,7 @@ const TOKEN_PARAMETERS: [&str; 2] = ["token", "access_token"];
 /// The rules of one listener.
 #[derive(Debug, Clone)]
 pub struct Guard {
+    pub listener: Listener,
     pub origins: Origins,
     pub trusted: TrustedProxies,
     /// Connections of trusted proxies begin with a header of the PROXY protocol.
@@ -36,9 +38,13 @@ impl Guard {
         let headers = request.headers();
         let host = host(request.version(), headers)?;
         let client = Client::of(peer, headers, &self.trusted);
-        let path = request.uri().path();
-        self.check_method(path, request.method())?;
-        if is_trusting(path) {
+        // The routes are more lenient, for example with a slash at the end, and would take what is not checked here.
+        let address = Address::of(request.uri().path(), self.listener, self.console);
+        let Some(address) = address else { return Err(Box::new(response::nothing_here())) };
+        if !address.takes(request.method().as_str()) {
+            return Err(Box::new(response::method_not_allowed(address.methods)));
+        }
+        if address.is_trusting() {
             if self.loopback_only && !host.is_some_and(is_loopback_host) {
                 let message = "Host: an insecure node answers to localhost and loopback addresses only";
                 return Err(refuse(Code::Forbidden, message));
@@ -49,15 +55,6 @@ impl Guard {
             check_query(request.uri().query().unwrap_or_default())?;
         }
         Ok(client)
-    }
-
-    /// Unknown addresses are left to the routes, which answer 404.
-    fn check_method(&self, path: &str, method: &Method) -> Result<(), Box<Response>> {
-        let Some(allow) = methods(path, self.console) else { return Ok(()) };
-        match allow.split(", ").any(|allowed| allowed == method.as_str()) {
-            true => Ok(()),
-            false => Err(Box::new(response::method_not_allowed(allow))),
-        }
     }
 
     /// A request without an Origin does not come from a web page (RFC 6455 section 10.2).
@@ -72,11 +69,6 @@ impl Guard {
 
 fn refuse(code: Code, message: &str) -> Box<Response> {
     Box::new(response::error(&Error::new(code, message)))
-}
-
-/// Where credentials, or the lack of their need, let something happen.
-fn is_trusting(path: &str) -> bool {
-    path == "/ws" || path.starts_with("/v1/") || sockjs::Address::of(path).is_some()
 }
 
 /// RFC 9112 section 3.2: HTTP/1.1 has exactly one Host.
@@ -104,26 +96,6 @@ fn check_query(query: &str) -> Result<(), Box<Response>> {
     }
 }
 
-/// What an address takes: HEAD wherever GET (RFC 9110 section 9.3.2).
-fn methods(path: &str, console: bool) -> Option<&'static str> {
-    const READ: &str = "GET, HEAD";
-    if let Some(address) = sockjs::Address::of(path) {
-        return Some(address.methods());
-    }
-    let segments: Vec<&str> = path.trim_start_matches('/').split('/').collect();
-    match segments[..] {
-        ["ws" | "livez" | "readyz" | "metrics" | "warren-client.js"] => Some(READ),
-        ["v1", "nodes" | "cluster"] | ["v1", "users" | "channels", _] => Some(READ),
-        [""] | ["console", _] if console => Some(READ),
-        ["v1", "messages", _, "trace"] | ["v1", "users", _, "home"] => Some(READ),
-        ["v1", "nodes", _, "drain"] => Some("POST"),
-        ["v1", "users", _, "channels", _] => Some("PUT, DELETE"),
-        ["v1", "messages" | "revocations"] => Some("POST"),
-        ["v1", "users", _, "sessions"] | ["v1", "sessions", _] => Some("DELETE"),
-        _ => None,
-    }
-}
-
 /// Bodies are taken as they are (RFC 9110 section 15.5.16: the response names what would be accepted).
 #[allow(clippy::result_large_err, reason = "the response is sent at once")]
 pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Response> {
@@ -142,31 +114,6 @@ pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Response> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_address_knows_its_methods() {
-        for (path, expected) in [
-            ("/ws", Some("GET, HEAD")),
-            ("/v1/messages", Some("POST")),
-            ("/v1/users/a%2Fb", Some("GET, HEAD")),
-            ("/v1/users/a/home", Some("GET, HEAD")),
-            ("/v1/users/a/sessions", Some("DELETE")),
-            ("/v1/sessions/n~1", Some("DELETE")),
-            ("/v1/nodes/n0/drain", Some("POST")),
-            ("/sockjs", Some("GET, HEAD")),
-            ("/sockjs/info", Some("GET, HEAD, OPTIONS")),
-            ("/sockjs/a/b/websocket", Some("GET, HEAD")),
-            ("/sockjs/a/b/xhr", None),
-            ("/v1", None),
-            ("/", None),
-            ("/console/main.js", None),
-        ] {
-            assert_eq!(methods(path, false), expected, "{path}");
-        }
-        for path in ["/", "/console/main.js"] {
-            assert_eq!(methods(path, true), Some("GET, HEAD"), "{path}");
-        }
-    }
 
     #[test]
     fn a_host_comes_exactly_once() {

@@ -3,7 +3,7 @@
 //! A connection's way, from the socket up:
 //! - [`listener`]: binds and accepts; [`serve`]: the accept loop, and which connection gets which slot.
 //! - `slots.rs`: the slots, by client address; `stream.rs`: the socket, `proxy_header.rs`: what a balancer says first; `connection.rs`: deadlines of a connection.
-//! - [`guard`]: what every request is checked for; `client.rs`: who is at the other end.
+//! - [`addresses`]: the table of all addresses; [`guard`]: what every request is checked for; `client.rs`: who is at the other end.
 //! - `upgrade.rs`: from a request to a session; `sockjs.rs`: the addresses of SockJS; `credentials.rs`: whose token it is.
 //! - `api.rs`: what stands under `/v1`; `cluster.rs`: the parts for operators; `publish.rs`: `POST /v1/messages`;
 //!   `revocations.rs`: `POST /v1/revocations`; [`body`]: its bounds.
@@ -11,6 +11,7 @@
 //! - `console.rs`: the console at `/` and `/warren-client.js`; `assets.rs`: how browsers get and keep such files.
 //! - `response.rs`: how responses and errors are written.
 
+pub mod addresses;
 mod api;
 mod assets;
 pub mod body;

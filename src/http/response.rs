@@ -62,6 +62,10 @@ pub(super) fn method_not_allowed(allow: &'static str) -> Response {
     response
 }
 
+pub(super) fn nothing_here() -> Response {
+    error(&Error::new(Code::NotFound, "there is nothing at this address"))
+}
+
 /// The connection ends after this response.
 pub(super) fn closing(mut response: Response) -> Response {
     response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
@@ -72,7 +76,7 @@ pub(super) fn closing(mut response: Response) -> Response {
 #[allow(clippy::unused_async, reason = "warp wants a future")]
 pub(super) async fn rejection(rejection: Rejection) -> Result<Response, Infallible> {
     Ok(match rejection.is_not_found() {
-        true => error(&Error::new(Code::NotFound, "there is nothing at this address")),
+        true => nothing_here(),
         false => error(&Error::bad_request("the request cannot be understood")),
     })
 }

@@ -52,13 +52,6 @@ impl Address {
     pub(super) fn is_socket(self) -> bool {
         matches!(self, Address::Raw | Address::WebSocket)
     }
-
-    pub(super) fn methods(self) -> &'static str {
-        match self {
-            Address::Info => "GET, HEAD, OPTIONS",
-            Address::Greeting | Address::Raw | Address::WebSocket => "GET, HEAD",
-        }
-    }
 }
 
 /// The names of servers and sessions are the client's; a dot would look like a file.

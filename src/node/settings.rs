@@ -1,12 +1,14 @@
 //! What parts of the node are told of the configuration: whom listeners serve, and how much mail may wait.
 
 use crate::config::{Config, Origins};
+use crate::http::addresses::Listener;
 use crate::http::guard::Guard;
 use crate::mail::index::MailLimits;
 
 /// In insecure mode everybody is believed for being on this machine, if only it can connect.
 pub(super) fn public_guard(config: &Config) -> Guard {
     Guard {
+        listener: Listener::Public,
         origins: config.origins.clone(),
         trusted: config.trusted_proxies.clone(),
         proxy_protocol: config.proxy_protocol,
@@ -18,6 +20,7 @@ pub(super) fn public_guard(config: &Config) -> Guard {
 /// Only the console's own page uses the API here.
 pub(super) fn admin_guard(config: &Config) -> Guard {
     Guard {
+        listener: Listener::Admin,
         origins: Origins::SameHost,
         trusted: config.trusted_proxies.clone(),
         proxy_protocol: false,

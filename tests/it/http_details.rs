@@ -92,6 +92,24 @@ async fn pages_of_other_origins_may_not_use_the_api() {
     }
 }
 
+/// Pages could otherwise come in by an address that is nearly the right one.
+#[tokio::test]
+async fn what_is_no_address_leads_nowhere() {
+    let cluster = Cluster::start(1, &[]).await;
+    for path in ["/ws/", "//ws", "/ws/x", "/WS", "/sockjs/websocket/", "/sockjs/a/b/websocket/"] {
+        for lines in ["", "Origin: http://evil.com\r\n"] {
+            let head = head_of(&cluster, &upgrade_request(&format!("{path}?user=a"), lines)).await;
+            assert_eq!(status(&head), 404, "{path} {lines}");
+        }
+    }
+    let (api, admin) = (cluster.api(0), cluster.admin(0));
+    for path in
+        ["/v1/nodes/", "/v1//nodes", "/v1/users//sessions", "/livez/", "/metrics/", "/warren-client.js/"]
+    {
+        assert_eq!((api.status(path).await, admin.status(path).await), (404, 404), "{path}");
+    }
+}
+
 #[tokio::test]
 async fn a_trusted_proxy_says_what_the_client_spoke() {
     let vars = [CHECKED, &[("TRUSTED_PROXIES", "127.0.0.0/8")]].concat();
