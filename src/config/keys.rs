@@ -137,7 +137,7 @@ pub const KEYS: &[Key] = &[
     number("MAILBOX_TTL_MS", [604_800_000, 1000, 2_592_000_000], "ms", "how long a message waits for an absent user"),
     number("MAILBOX_MESSAGES", [10_000, 1, 1_000_000], "messages", "waiting for one user; more are refused as `mailbox_full`"),
     number("MAILBOX_BYTES", [16_777_216, 1024, 1_073_741_824], "bytes", "the same, as the sum of the messages"),
-    number("SENDER_MAIL", [10_000, 1, 1_000_000], "messages", "from one user waiting for any users, of the last one to two days; more are refused as `sender_limit`"),
+    number("SENDER_MAIL", [10_000, 1, 1_000_000], "messages", "from one user waiting for any users, of the last one to two days; more are refused as `rate_limited`"),
     number("SENDER_MAIL_RATE", [20, 1, 100_000], "messages per second", "from one user to users who are away, at each node; ten times as many at once"),
     // logs
     text("LOG", "info", "a tracing filter, e.g. info,warren::bus=debug", "what is logged"),

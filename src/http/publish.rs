@@ -83,9 +83,19 @@ fn rate_limited() -> Error {
     Error::new(Code::RateLimited, "more than this user may send; slow down")
 }
 
+/// The message id that the header `Idempotency-Key` gives.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Error> {
+    let key = unquoted_key(headers)?;
+    // Also if the message has an id of its own: a key that means nothing is a mistake of the caller's.
+    if let Some(key) = &key {
+        MessageId::new(key).map_err(|error| Error::bad_request(format!("Idempotency-Key: {error}")))?;
+    }
+    Ok(key)
+}
+
 /// The header `Idempotency-Key`: a string of structured fields (RFC 9651 section 3.3.3), as
 /// draft-ietf-httpapi-idempotency-key-header says, or the bare key.
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Error> {
+fn unquoted_key(headers: &HeaderMap) -> Result<Option<String>, Error> {
     let mut lines = headers.get_all("idempotency-key").iter();
     let Some(line) = lines.next() else { return Ok(None) };
     let refuse = |why: &str| Error::bad_request(format!("Idempotency-Key: {why}"));
@@ -242,7 +252,7 @@ mod tests {
         assert_eq!(of("abc"), Ok(Some("abc".into())));
         assert_eq!(of("\"abc\""), Ok(Some("abc".into())));
         assert_eq!(of(r#""a\"b\\c""#), Ok(Some(r#"a"b\c"#.into())));
-        for bad in ["\"abc", "\"a\"b", "\"a\\n\"", "\"\";x=1"] {
+        for bad in ["", "\"\"", "a b", "\"abc", "\"a\"b", "\"a\\n\"", "\"\";x=1"] {
             assert!(of(bad).unwrap_err().starts_with("Idempotency-Key: "), "{bad}");
         }
         assert_eq!(idempotency_key(&HeaderMap::new()), Ok(None));

@@ -18,6 +18,7 @@ use crate::auth::{Revocation, Revoked, JTI_BYTES_MAX};
 use crate::clock::unix_ms;
 use crate::error::Error;
 use crate::ids::UserId;
+use crate::protocol::publish::Whole;
 
 const BODY_BYTES_MAX: usize = 4 * 1024;
 const DAY_S: u64 = 24 * 60 * 60;
@@ -30,17 +31,18 @@ const UNTIL_MAX_S: u64 = 3_660 * DAY_S;
 struct Body {
     user: Option<UserId>,
     jti: Option<String>,
-    issued_before: Option<u64>,
-    until: Option<u64>,
+    issued_before: Option<Whole>,
+    until: Option<Whole>,
 }
 
 impl Body {
     fn revocation(self, now: u64) -> Result<Revocation, Error> {
-        let until = self.until.unwrap_or(now + UNTIL_DEFAULT_S);
+        let seconds = |Whole(seconds)| seconds;
+        let until = self.until.map_or(now + UNTIL_DEFAULT_S, seconds);
         if until <= now || until > now + UNTIL_MAX_S {
             return Err(Error::bad_request("until: seconds since 1970, within ten years from now"));
         }
-        let (what, issued_before) = match (self.user, self.jti, self.issued_before) {
+        let (what, issued_before) = match (self.user, self.jti, self.issued_before.map(seconds)) {
             // Those of this second as well: whoever has just got one gets another.
             (Some(user), None, before) => (Revoked::User(user), before.unwrap_or(now + 1)),
             (None, Some(jti), None) if (1..=JTI_BYTES_MAX).contains(&jti.len()) => {
@@ -108,6 +110,7 @@ mod tests {
             (r#"{"user":"alice","issued_before":5,"until":2000}"#, alice(), 5, 2_000),
             (r#"{"jti":"t"}"#, Revoked::Token("t".into()), u64::MAX, until),
             (r#"{"issued_before":7}"#, Revoked::Everyone, 7, until),
+            (r#"{"issued_before":7.0,"until":null}"#, Revoked::Everyone, 7, until),
         ] {
             assert_eq!(of(text), Ok(Revocation { what, issued_before, until }), "{text}");
         }

@@ -1,10 +1,12 @@
 //! The fields that a publisher gives a message, and the checks that every door makes.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::de::{Unexpected, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::clock::Now;
@@ -70,7 +72,7 @@ impl<'a> PublishFields<'a> {
             to: text("to", self.to.ok_or(FieldError::missing("to"))?)?,
             payload: self.payload,
             event: self.event.map(|event| text("event", event)).transpose()?,
-            ttl: self.ttl.map(|ttl| value("ttl", ttl)).transpose()?,
+            ttl: self.ttl.map(|ttl| value("ttl", ttl)).transpose()?.map(|Whole(ttl)| ttl),
             delivery: match self.delivery {
                 Some(delivery) => value("delivery", delivery)?,
                 None => Guarantee::default(),
@@ -123,6 +125,40 @@ impl FieldError {
 /// Reads a field of any type; the error names it.
 pub fn value<'a, T: Deserialize<'a>>(field: &'static str, json: &'a RawValue) -> Result<T, FieldError> {
     serde_json::from_str(json.get()).map_err(|error| FieldError::unreadable(field, &error))
+}
+
+/// A number without a fraction that is not negative, however it is written: to JSON 5, 5.0 and 5e0 are one number, and some
+/// encoders have no other way to write it (RFC 8259 section 6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Whole(pub u64);
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Reading;
+
+        impl Visitor<'_> for Reading {
+            type Value = Whole;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number that is not negative")
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Whole, E> {
+                Ok(Whole(number))
+            }
+
+            fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<Whole, E> {
+                /// Above it not every whole number has a floating-point one.
+                const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
+                match number.fract() == 0.0 && (0.0..=EXACT_MAX).contains(&number) {
+                    true => Ok(Whole(number as u64)),
+                    false => Err(E::invalid_value(Unexpected::Float(number), &self)),
+                }
+            }
+        }
+
+        from.deserialize_u64(Reading)
+    }
 }
 
 /// Reads a text, without a copy when it has no escapes; the error names the field.
@@ -260,6 +296,9 @@ mod tests {
             (r#"{"to":"user.1","ttl":0}"#, "ttl: "),
             (r#"{"to":"user.1","ttl":-1}"#, "ttl: "),
             (r#"{"to":"user.1","ttl":"5"}"#, "ttl: "),
+            (r#"{"to":"user.1","ttl":5.5}"#, "ttl: "),
+            (r#"{"to":"user.1","ttl":-5.0}"#, "ttl: "),
+            (r#"{"to":"user.1","ttl":1e300}"#, "ttl: "),
             (r#"{"to":"user.1","event":"a\nb"}"#, "event: "),
             (r#"{"to":"user.1","event":[]}"#, "event: "),
             (r#"{"to":"user.1","delivery":"twice"}"#, "delivery: "),
@@ -272,6 +311,15 @@ mod tests {
             let error = parse(body).unwrap_err();
             assert!(error.starts_with(part), "{body}: {error}");
         }
+    }
+
+    #[test]
+    fn a_whole_number_may_be_written_in_any_way() {
+        for text in ["5", "5.0", "5e0", "50e-1"] {
+            assert_eq!(serde_json::from_str::<Whole>(text).unwrap(), Whole(5), "{text}");
+        }
+        assert_eq!(serde_json::from_str::<Whole>("18446744073709551615").unwrap(), Whole(u64::MAX));
+        assert!(serde_json::from_str::<Whole>("18446744073709551616").is_err());
     }
 
     #[test]
