@@ -31,6 +31,9 @@ pub async fn call(stage: &Stage) {
         let found = api.ask("GET /v1/users/{id}", &[user], None, 200).await;
         assert_eq!(found["online"], user == alice_id);
     }
+    for http in [api, &stage.http(Some(&token(alice_id, None, &[])))] {
+        assert_eq!(http.ask("GET /v1/users/{id}/home", &[alice_id], None, 200).await["routing"], "directory");
+    }
     let place = [alice_id, "room 1"];
     assert_eq!(api.ask("PUT /v1/users/{id}/channels/{name}", &place, None, 200).await["subscribed"], 1);
     alice.next("subscribed").await;
@@ -89,7 +92,8 @@ async fn files(stage: &Stage) {
     }
 }
 
-const UNDER_V1: [(&str, &[&str]); 11] = [
+const UNDER_V1: [(&str, &[&str]); 12] = [
+    ("GET /v1/users/{id}/home", &["a"]),
     ("GET /v1/messages/{id}/trace", &["m"]),
     ("POST /v1/revocations", &[]),
     ("GET /v1/users/{id}", &["a"]),
