@@ -24,6 +24,7 @@ pub mod output;
 pub mod protocol;
 #[cfg(feature = "sabotage")]
 pub mod sabotage;
+pub mod tls;
 // infrastructure
 pub mod bus;
 pub mod delivery;

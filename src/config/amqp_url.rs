@@ -8,6 +8,8 @@ use std::fmt;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
+use crate::tls::BrokerTls;
+
 /// Seconds. The broker and this node notice each other's silent death after two to three times this.
 const HEARTBEAT_SECONDS: u16 = 10;
 const HEARTBEAT_SECONDS_MAX: u16 = 600;
@@ -36,6 +38,7 @@ pub struct AmqpUrl {
     channel_max: Option<u16>,
     connection_timeout: Option<Duration>,
     mechanism: Mechanism,
+    credentials: BrokerTls,
 }
 
 impl AmqpUrl {
@@ -76,6 +79,7 @@ impl AmqpUrl {
             channel_max: None,
             connection_timeout: None,
             mechanism: Mechanism::Plain,
+            credentials: BrokerTls::default(),
         };
         url.read_query(query)?;
         url.read_userinfo(userinfo)?;
@@ -196,6 +200,15 @@ impl AmqpUrl {
 
     pub fn channel_max(&self) -> Option<u16> {
         self.channel_max
+    }
+
+    /// Of TLS.
+    pub fn credentials(&self) -> &BrokerTls {
+        &self.credentials
+    }
+
+    pub(super) fn connect_with(&mut self, credentials: BrokerTls) {
+        self.credentials = credentials;
     }
 
     pub fn mechanism(&self) -> Mechanism {

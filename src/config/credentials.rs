@@ -79,6 +79,13 @@ pub(super) fn api_keys(from: &mut Reading, auth: &Auth) -> Vec<ApiKey> {
 }
 
 pub(super) fn key_files(from: &mut Reading) -> Vec<PathBuf> {
-    let names = ["JWT_SECRET_FILE", "JWT_PUBLIC_KEY_FILE", "JWKS_FILE", "API_KEYS_FILE"];
+    let names = [
+        "JWT_SECRET_FILE",
+        "JWT_PUBLIC_KEY_FILE",
+        "JWKS_FILE",
+        "API_KEYS_FILE",
+        "TLS_CERT_FILE",
+        "TLS_KEY_FILE",
+    ];
     names.iter().filter_map(|name| from.text(name)).map(PathBuf::from).collect()
 }

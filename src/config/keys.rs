@@ -90,6 +90,9 @@ pub const KEYS: &[Key] = &[
     text("ADMIN_LISTEN", "0.0.0.0:9090 with a JWT key, else 127.0.0.1:9090", "ip:port", "the listener for `/livez`, `/readyz`, `/metrics`, the console (`/`) and its `/v1`; not for the internet"),
     text("PUBLIC_URL", "", "http(s)://host[:port][/path]", "where browsers reach this very node; the console opens its clients there"),
     secret("AMQP_URL", "comma-separated amqp:// or amqps:// URLs", "RabbitMQ; several URLs, of one user and vhost, are tried in turn; absent = standalone, without a broker and without other nodes"),
+    text("AMQP_CA_FILE", "", "path", "the PEM of the authorities that brokers of `amqps://` are checked by, instead of those of the machine; this and the next two are read for each connection"),
+    text("AMQP_CERT_FILE", "", "path", "the PEM of the certificate chain that brokers are shown; with `?auth_mechanism=external` in the URL it takes the place of a password"),
+    text("AMQP_KEY_FILE", "", "path", "the PEM of its key"),
     text("PREFIX", "warren", "1 to 32 of a-z 0-9 - _ .", "what the names of all exchanges and queues start with"),
     text("NODE_ID", "<hostname>-<6 random characters>", "1 to 64 of A-Z a-z 0-9 - _ .", "the name of this node; unique in the cluster"),
     text("EVENTS", "none", "none, or a list of users, sessions, channels", "what backends are told of, over the exchange `warren.events` ([docs/events.md](docs/events.md)); the same on all nodes"),
@@ -110,6 +113,8 @@ pub const KEYS: &[Key] = &[
     text("ALLOWED_ORIGINS", "", "comma-separated scheme://host[:port], or *", "the `Origin` that browsers may come with; empty = it must be the host that the request is for, with the scheme that the client used"),
     text("TRUSTED_PROXIES", "", "comma-separated addresses or networks, e.g. 10.0.0.0/8", "the proxies whose `Forwarded` or `X-Forwarded-For` and `X-Forwarded-Proto` are believed; behind a proxy that ends TLS this or `WARREN_ALLOWED_ORIGINS` must be set"),
     word("PROXY_PROTOCOL", "off", &["off", "on"], "`on`: public connections of trusted proxies begin with a header of the PROXY protocol, version 1 or 2, and others are cut"),
+    text("TLS_CERT_FILE", "", "path", "the PEM of the chain that the public listener shows, its own certificate first; with it the listener speaks TLS 1.2 and 1.3 and nothing else; read again as keys are. The admin listener has no TLS"),
+    text("TLS_KEY_FILE", "", "path", "the PEM of its key, without a passphrase"),
     // how much
     number("WORKERS", [0, 0, 64], "threads", "threads that serve sockets; 0 = one for each core"),
     number("MAX_SESSIONS", [100_000, 1, 10_000_000], "sessions", "of this node; more are refused with 503"),

@@ -13,6 +13,7 @@ mod networks;
 mod reading;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod values;
 
 use std::fmt;
@@ -22,6 +23,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::ids::{NodeId, NODE_ID_BYTES_MAX};
+use crate::tls::Certificate;
 
 pub use amqp_url::{check_together, AmqpUrl, Mechanism};
 pub use api_keys::ApiKey;
@@ -57,6 +59,8 @@ pub struct Config {
     pub api_keys: Vec<ApiKey>,
     /// The files that keys were read from.
     pub key_files: Vec<PathBuf>,
+    /// Of the public listener; `None` = without TLS.
+    pub tls: Option<Certificate>,
     pub origins: Origins,
     pub workers: usize,
     pub max_sessions: usize,
@@ -156,6 +160,7 @@ impl Config {
             ingress_partitions: u16::try_from(from.number("INGRESS_PARTITIONS")).unwrap_or(1),
             api_keys: credentials::api_keys(&mut from, &auth),
             key_files: credentials::key_files(&mut from),
+            tls: tls::listener(&mut from),
             auth,
             origins: origins(&mut from),
             workers: workers(&mut from),
@@ -268,6 +273,7 @@ fn amqp_urls(from: &mut Reading) -> Vec<AmqpUrl> {
             }
         }
     }
+    tls::brokers(from, &mut urls);
     if let Err(why) = check_together(&urls) {
         from.mistake("AMQP_URL", None, why);
     }

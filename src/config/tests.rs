@@ -191,6 +191,54 @@ fn no_secret_is_in_the_debug_form() {
 }
 
 #[test]
+fn certificates_come_with_their_keys() {
+    let folder = std::env::temp_dir().join(format!("warren-certificates-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let made = || {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    };
+    let ((chain, key), (_, other)) = (made(), made());
+    let [cert, key, other, junk] =
+        [("cert", &chain), ("key", &key), ("other", &other), ("junk", &"canary".to_owned())]
+            .map(|(n, t)| write(n, t));
+    let broker = ("AMQP_URL", "amqps://u:p@mq,amqps://u:p@mq2");
+    let good = read(&[
+        ("TLS_CERT_FILE", &cert),
+        ("TLS_KEY_FILE", &key),
+        ("AMQP_CA_FILE", &cert),
+        ("AMQP_CERT_FILE", &cert),
+        ("AMQP_KEY_FILE", &key),
+        ("AMQP_URL", "amqps://u@mq?auth_mechanism=external"),
+    ])
+    .unwrap();
+    assert!(good.tls.is_some() && good.amqp_urls[0].credentials().has_certificate());
+    assert!(read(&[("AMQP_CA_FILE", &cert), broker]).is_ok());
+    for (vars, expected) in [
+        (&[("TLS_CERT_FILE", &cert[..])][..], "needs WARREN_TLS_KEY_FILE"),
+        (&[("TLS_KEY_FILE", &key)], "needs WARREN_TLS_CERT_FILE"),
+        (&[("TLS_CERT_FILE", &cert), ("TLS_KEY_FILE", &other)], "does not belong"),
+        (&[("TLS_CERT_FILE", &cert), ("TLS_KEY_FILE", &junk)], "no private key"),
+        (&[("TLS_CERT_FILE", &junk), ("TLS_KEY_FILE", &key)], "no certificate"),
+        (&[("TLS_CERT_FILE", "/nowhere"), ("TLS_KEY_FILE", &key)], "cannot read"),
+        (&[("AMQP_CA_FILE", &cert), ("AMQP_URL", "amqp://u:p@mq")], "needs an amqps:// URL"),
+        (&[("AMQP_CA_FILE", &junk), broker], "no certificate"),
+        (&[("AMQP_CERT_FILE", &cert), broker], "needs WARREN_AMQP_KEY_FILE"),
+        (&[("AMQP_CERT_FILE", &cert), ("AMQP_KEY_FILE", &other), broker], "does not belong"),
+        (&[("AMQP_URL", "amqps://u@mq?auth_mechanism=external")], "auth_mechanism=external needs"),
+    ] {
+        let told = mistakes(vars).join("\n");
+        assert!(told.contains(expected) && !told.contains("canary"), "{vars:?}: {told}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
 fn a_rate_of_zero_is_no_limit() {
     assert_eq!(read(&[("MESSAGE_RATE", "0")]).unwrap().message_rate, None);
 }

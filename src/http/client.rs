@@ -14,7 +14,7 @@ const HOPS_MAX: usize = 32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Client {
     pub(super) address: IpAddr,
-    /// Whether the client spoke TLS to the proxy that it met first.
+    /// Whether the client spoke TLS: to the node, or to the proxy that it met first.
     pub(super) is_https: bool,
     /// The address is a trusted proxy's, which did not tell for whom it speaks.
     pub(super) is_proxy: bool,
@@ -23,14 +23,17 @@ pub(super) struct Client {
 impl Client {
     /// Headers count only from a trusted proxy. The client is the rightmost address that is no trusted proxy
     /// itself: what stands left of it, the client may have written (RFC 7239 section 8.1).
-    pub(super) fn of(peer: IpAddr, headers: &HeaderMap, trusted: &TrustedProxies) -> Self {
-        let client = Self::heard_of(peer, headers, trusted);
+    /// Whether the connection itself `is_secure` counts where no proxy says how the client came to it.
+    pub(super) fn of(peer: IpAddr, is_secure: bool, headers: &HeaderMap, trusted: &TrustedProxies) -> Self {
+        let client = Self::heard_of(peer, is_secure, headers, trusted);
         Self { is_proxy: trusted.contains(client.address), ..client }
     }
 
-    fn heard_of(peer: IpAddr, headers: &HeaderMap, trusted: &TrustedProxies) -> Self {
-        let mut client = Self { address: canonical(peer), is_https: false, is_proxy: false };
-        if !trusted.contains(client.address) {
+    fn heard_of(peer: IpAddr, is_secure: bool, headers: &HeaderMap, trusted: &TrustedProxies) -> Self {
+        let mut client = Self { address: canonical(peer), is_https: is_secure, is_proxy: false };
+        let told = [FORWARDED.as_str(), "x-forwarded-proto", "x-forwarded-for"];
+        let is_told = told.iter().any(|name| headers.contains_key(*name));
+        if !is_told || !trusted.contains(client.address) {
             return client;
         }
         if headers.contains_key(FORWARDED) {
@@ -126,7 +129,14 @@ mod tests {
         for (name, value) in lines {
             headers.append(*name, value.parse().unwrap());
         }
-        let client = Client::of(peer.parse().unwrap(), &headers, &trusted);
+        let client = Client::of(peer.parse().unwrap(), false, &headers, &trusted);
+        let secure = Client::of(peer.parse().unwrap(), true, &headers, &trusted);
+        let is_told = !headers.is_empty() && trusted.contains(canonical(peer.parse().unwrap()));
+        assert_eq!(
+            secure.is_https,
+            client.is_https || !is_told,
+            "TLS of the connection counts if nothing else is said"
+        );
         (client.address.to_string(), client.is_https)
     }
 
@@ -199,7 +209,7 @@ mod tests {
                 }
             }
             let peer: IpAddr = peer.parse().unwrap_or(IpAddr::from([192, 0, 2, 1]));
-            let client = Client::of(peer, &headers, &trusted);
+            let client = Client::of(peer, false, &headers, &trusted);
             if !trusted.contains(canonical(peer)) {
                 assert_eq!(
                     (client.address, client.is_https),

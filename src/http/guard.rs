@@ -33,11 +33,16 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// The client, or the refusal.
-    pub(super) fn check<B>(&self, peer: IpAddr, request: &Request<B>) -> Result<Client, Box<Response>> {
+    /// The client, or the refusal. `is_secure`: the connection has TLS.
+    pub(super) fn check<B>(
+        &self,
+        peer: IpAddr,
+        is_secure: bool,
+        request: &Request<B>,
+    ) -> Result<Client, Box<Response>> {
         let headers = request.headers();
         let host = host(request.version(), headers)?;
-        let client = Client::of(peer, headers, &self.trusted);
+        let client = Client::of(peer, is_secure, headers, &self.trusted);
         // The routes are more lenient, for example with a slash at the end, and would take what is not checked here.
         let address = Address::of(request.uri().path(), self.listener, self.console);
         let Some(address) = address else { return Err(Box::new(response::nothing_here())) };

@@ -2,7 +2,8 @@
 //!
 //! A connection's way, from the socket up:
 //! - [`listener`]: binds and accepts; [`serve`]: the accept loop, and which connection gets which slot.
-//! - `slots.rs`: the slots, by client address; `stream.rs`: the socket, `proxy_header.rs`: what a balancer says first; `connection.rs`: deadlines of a connection.
+//! - `opening.rs`: what comes before HTTP, TLS and what a balancer says (`proxy_header.rs`) among it.
+//! - `slots.rs`: the slots, by client address; `stream.rs`: the socket; `connection.rs`: deadlines of a connection.
 //! - [`addresses`]: the table of all addresses; [`guard`]: what every request is checked for; `client.rs`: who is at the other end.
 //! - `upgrade.rs`: from a request to a session; `sockjs.rs`: the addresses of SockJS; `credentials.rs`: whose token it is.
 //! - `api.rs`: what stands under `/v1`; `cluster.rs`: the parts for operators; `publish.rs`: `POST /v1/messages`;
@@ -24,6 +25,7 @@ mod credentials;
 pub mod guard;
 pub mod health;
 pub mod listener;
+mod opening;
 mod proxy_header;
 mod publish;
 mod response;

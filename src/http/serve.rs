@@ -28,11 +28,13 @@ use super::client::{canonical, counted};
 use super::connection::{drive, Connection, Ended, Upgrade};
 use super::guard::Guard;
 use super::listener::{accept, descriptors_max};
+use super::opening::{begin, is_handshake, Begin, Tls, HEAD_BYTES_MAX};
 use super::response;
 use super::slots::{Slot, Slots};
-use super::stream::{is_handshake, peer, read_head, Begin, ClientStream, HEAD_BYTES_MAX};
+use super::stream::{peer, ClientStream};
 use crate::error::{Code, Error};
 use crate::session::Admission;
+use crate::tls::{Acceptor, Transport};
 
 const HEADERS_MAX: usize = 64;
 /// Connections that have not sent a head cost a socket and some 2 KiB, and so there may be more of them.
@@ -61,6 +63,7 @@ pub struct Limits {
     /// Connections with this file descriptor or a higher one are refused.
     descriptors_max: i32,
     guard: Arc<Guard>,
+    tls: Option<Tls>,
 }
 
 impl Limits {
@@ -75,7 +78,13 @@ impl Limits {
             evictions: Arc::new(Semaphore::new(1)),
             descriptors_max: descriptors_max(),
             guard: Arc::new(guard),
+            tls: None,
         }
+    }
+
+    /// With TLS on every connection, and as many handshakes of it as there may be other connections.
+    pub fn with_tls(self, acceptor: Acceptor, connections: usize, per_address: usize) -> Self {
+        Self { tls: Some(Tls::new(acceptor, connections, per_address)), ..self }
     }
 
     /// Without a limit on file descriptors: operators must get an answer when clients have used up their part.
@@ -144,34 +153,37 @@ where
 {
     let limits = &listening.limits;
     if stream.as_raw_fd() >= limits.descriptors_max {
-        return refuse(&stream);
+        return refuse(&mut Transport::Plain(stream), limits);
     }
     let peer = canonical(peer(&stream).ip());
     let Some(waiting) = limits.waiting.admit(limits.share(peer), Instant::now()) else { return };
     let by_proxy = limits.guard.proxy_protocol && limits.guard.trusted.contains(peer);
+    let share = |client: Option<IpAddr>| limits.share(client.map_or(peer, canonical));
+    let beginning = begin(stream, by_proxy, limits.tls.as_ref(), share);
     let begin = tokio::select! {
-        begin = tokio::time::timeout(limits.head_timeout, read_head(&stream, by_proxy)) => begin,
+        begin = tokio::time::timeout(limits.head_timeout, beginning) => begin,
         () = waiting.evicted() => return,
     };
-    let Ok(Some(Begin { head, client })) = begin else { return };
+    let Ok(Some(Begin { mut stream, head, client })) = begin else { return };
     let address = client.map_or(peer, canonical);
-    let share = limits.share(address);
+    let share = share(client);
     let patience = limits.head_timeout;
     let (slot, permit) = if is_handshake(&head) {
         let permit = tokio::time::timeout(patience, limits.handshakes.clone().acquire_owned());
-        let Ok(Ok(permit)) = permit.await else { return refuse(&stream) };
+        let Ok(Ok(permit)) = permit.await else { return refuse(&mut stream, limits) };
         (None, Some(permit))
     } else {
         let slot = tokio::time::timeout(patience, limits.keep_alive_slot(share)).await;
-        let Ok(Some(slot)) = slot else { return refuse(&stream) };
+        let Ok(Some(slot)) = slot else { return refuse(&mut stream, limits) };
         (Some(slot), None)
     };
     drop(waiting);
     let connection = Connection::new(limits.head_timeout, slot);
+    let is_secure = stream.is_secure();
     let stream = ClientStream::new(stream, head, connection.clone());
     let turnstile = permit.is_none().then(|| listening.turnstile.clone());
     let guard = limits.guard.clone();
-    let front = Front { routes, guard, peer: address, connection, turnstile };
+    let front = Front { routes, guard, peer: address, is_secure, connection, turnstile };
     // Boxed, so that a connection that waits for its turn does not hold room for HTTP.
     Box::pin(speak(stream, front, listening.admissions)).await;
     drop(permit);
@@ -204,10 +216,12 @@ async fn pass(turnstile: &Semaphore) {
     tokio::task::yield_now().await;
 }
 
-/// A client that gets nothing but this, so that no buffer is needed for it.
-fn refuse(stream: &TcpStream) {
-    // What does not fit into an empty send buffer is not worth waiting for.
-    let _ = stream.try_write(NO_SLOT);
+/// A client that gets nothing but this, so that no buffer is needed for it. One that has yet to speak TLS gets nothing.
+fn refuse(stream: &mut Transport, limits: &Limits) {
+    if stream.is_secure() || limits.tls.is_none() {
+        // What does not fit into an empty send buffer is not worth waiting for.
+        let _ = stream.try_write(NO_SLOT);
+    }
 }
 
 async fn hand_over(upgrade: Upgrade, admissions: mpsc::Sender<Admission>) {
@@ -230,6 +244,8 @@ struct Front<S> {
     routes: S,
     guard: Arc<Guard>,
     peer: IpAddr,
+    /// The connection has TLS.
+    is_secure: bool,
     connection: Arc<Connection>,
     /// `None`: a handshake, which waits for nobody and is the connection's last request.
     turnstile: Option<Arc<Semaphore>>,
@@ -257,7 +273,7 @@ where
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let (connection, turnstile) = (self.connection.clone(), self.turnstile.clone());
-        let (routes, peer) = (self.routes.clone(), self.peer);
+        let (routes, peer, is_secure) = (self.routes.clone(), self.peer, self.is_secure);
         let guard = self.guard.clone();
         connection.arrived();
         Box::pin(async move {
@@ -269,7 +285,7 @@ where
                 let error = Error::new(Code::Overloaded, "this connection gave way to another");
                 return Ok(response::closing(response::error(&error)));
             }
-            let response = match guard.check(peer, &request) {
+            let response = match guard.check(peer, is_secure, &request) {
                 Ok(client) => {
                     request.extensions_mut().insert((client, connection.clone()));
                     routes.call(request).await?

@@ -1,4 +1,4 @@
-//! Reads the keys of tokens and of the API again: on SIGHUP, and when a file that they came from has changed.
+//! Reads the keys of tokens, of the API and of TLS again: on SIGHUP, and when a file that they came from has changed.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::auth::Verifier;
 use crate::config::Config;
+use crate::tls::Acceptor;
 
 /// How often the files are looked at. Whoever mounts secrets as files replaces them, and often cannot send a signal.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -14,18 +15,23 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct KeyReload {
     verifier: Arc<Verifier>,
+    /// Of a listener with TLS.
+    acceptor: Option<Acceptor>,
     files: Vec<PathBuf>,
 }
 
 impl KeyReload {
-    pub(super) fn new(verifier: Arc<Verifier>, config: &Config) -> Self {
-        Self { verifier, files: config.key_files.clone() }
+    pub(super) fn new(verifier: Arc<Verifier>, acceptor: Option<Acceptor>, config: &Config) -> Self {
+        Self { verifier, acceptor, files: config.key_files.clone() }
     }
 
     /// Reads all of the configuration again, and takes the keys from it. A mistake leaves everything as it is.
     pub fn now(&self) {
         let replaced = Config::from_env().map_err(|mistakes| mistakes.to_string()).and_then(|config| {
             self.verifier.replace_keys(&config).map_err(|error| error.to_string())?;
+            if let (Some(acceptor), Some(certificate)) = (&self.acceptor, &config.tls) {
+                acceptor.replace(certificate);
+            }
             Ok(config.api_keys.len())
         });
         match replaced {

@@ -44,9 +44,9 @@ use crate::router::readings::{sweep, Readings};
 use crate::router::report::Operators;
 use crate::router::{Places, Router, RouterSettings};
 use crate::session::worker::ADMISSIONS_MAX;
-use crate::session::SessionSettings;
+use crate::tls::{Acceptor, TlsError};
 use keys::KeyReload;
-use settings::{admin_guard, mail_limits, public_guard};
+use settings::{admin_guard, mail_limits, public_guard, session_settings};
 use state::app_state;
 pub use supervise::{Failure, Failures, Tasks};
 use worker_thread::WorkerThread;
@@ -69,6 +69,8 @@ pub enum StartError {
     Listen { address: SocketAddr, error: io::Error },
     #[error("cannot start a worker thread: {0}")]
     Thread(io::Error),
+    #[error("cannot speak TLS: {0}")]
+    Tls(#[from] TlsError),
     #[error(transparent)]
     SelfTest(#[from] SelfTestFailed),
 }
@@ -159,7 +161,8 @@ impl Node {
         };
         let router = Router::new(settings, places);
         let tasks = Tasks::new();
-        let keys = KeyReload::new(verifier.clone(), &config);
+        let acceptor = config.tls.as_ref().map(Acceptor::new).transpose()?;
+        let keys = KeyReload::new(verifier.clone(), acceptor.clone(), &config);
         let state = app_state(&config, &router, verifier, metrics, bus.link(), tasks.failures().clone());
         let mut node = Self {
             id: config.node_id.clone(),
@@ -183,7 +186,7 @@ impl Node {
         node.tasks.spawn_endless("sweep", sweep(node.router.clone()));
         node.spawn_pumps(&config, &state, inboxes, members);
         node.spawn_admin(&config, state.clone(), admin_listeners)?;
-        node.spawn_workers(&config, &state, listeners, commands)?;
+        node.spawn_workers(&config, &state, acceptor, listeners, commands)?;
         Ok(node)
     }
 
@@ -244,30 +247,17 @@ impl Node {
         &mut self,
         config: &Config,
         state: &Arc<AppState>,
+        acceptor: Option<Acceptor>,
         listeners: Vec<std::net::TcpListener>,
         commands: Vec<Commands>,
     ) -> Result<(), StartError> {
         let (connections, per_address) = (config.handshakes_max, config.connections_per_address);
-        let limits =
+        let mut limits =
             serve::Limits::new(config.header_timeout, connections, per_address, public_guard(config));
-        let sessions = SessionSettings {
-            verifier: state.verifier.clone(),
-            metrics: state.metrics.clone(),
-            sessions_max: state.max_sessions,
-            sessions_per_user: state.sessions_per_user,
-            unauthenticated_max: config.unauthenticated_max,
-            channels_max: config.channels_per_session,
-            message_bytes_max: u32::try_from(config.max_message_bytes).unwrap_or(u32::MAX),
-            outbox_bytes_max: config.outbox_bytes,
-            publish_rate: config.message_rate,
-            rates: state.rates.clone(),
-            bad_tokens: state.bad_tokens.clone(),
-            pending_max: config.pending_max,
-            in_flight_max: u32::try_from(config.in_flight_per_session).unwrap_or(u32::MAX),
-            ping_interval: config.ping_interval,
-            pong_timeout: config.pong_timeout,
-            auth_timeout: config.auth_timeout,
-        };
+        if let Some(acceptor) = acceptor {
+            limits = limits.with_tls(acceptor, connections, per_address);
+        }
+        let sessions = session_settings(config, state);
         for (index, (listener, commands)) in listeners.into_iter().zip(commands).enumerate() {
             let (admissions, admitted) = mpsc::channel(ADMISSIONS_MAX);
             let thread = WorkerThread {

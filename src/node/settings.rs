@@ -1,9 +1,11 @@
-//! What parts of the node are told of the configuration: whom listeners serve, and how much mail may wait.
+//! What parts of the node are told of the configuration: whom listeners serve, how much mail may wait, what sessions may do.
 
 use crate::config::{Config, Origins};
 use crate::http::addresses::Listener;
 use crate::http::guard::Guard;
+use crate::http::AppState;
 use crate::mail::index::MailLimits;
+use crate::session::SessionSettings;
 
 /// In insecure mode everybody is believed for being on this machine, if only it can connect.
 pub(super) fn public_guard(config: &Config) -> Guard {
@@ -41,5 +43,26 @@ pub(super) fn mail_limits(config: &Config) -> MailLimits {
         sender_messages: count(config.sender_mail),
         sender_rate,
         sender_burst: sender_rate.saturating_mul(SENDER_BURST_SECONDS),
+    }
+}
+
+pub(super) fn session_settings(config: &Config, state: &AppState) -> SessionSettings {
+    SessionSettings {
+        verifier: state.verifier.clone(),
+        metrics: state.metrics.clone(),
+        sessions_max: state.max_sessions,
+        sessions_per_user: state.sessions_per_user,
+        unauthenticated_max: config.unauthenticated_max,
+        channels_max: config.channels_per_session,
+        message_bytes_max: u32::try_from(config.max_message_bytes).unwrap_or(u32::MAX),
+        outbox_bytes_max: config.outbox_bytes,
+        publish_rate: config.message_rate,
+        rates: state.rates.clone(),
+        bad_tokens: state.bad_tokens.clone(),
+        pending_max: config.pending_max,
+        in_flight_max: u32::try_from(config.in_flight_per_session).unwrap_or(u32::MAX),
+        ping_interval: config.ping_interval,
+        pong_timeout: config.pong_timeout,
+        auth_timeout: config.auth_timeout,
     }
 }

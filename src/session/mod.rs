@@ -37,8 +37,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
-
 use crate::auth::{Identity, Verifier};
 use crate::budgets::{Rates, Share};
 use crate::config::RateLimit;
@@ -46,6 +44,7 @@ use crate::ids::UserId;
 use crate::metrics::Metrics;
 use crate::protocol::close::CloseCode;
 use crate::protocol::{Codec, Framing};
+use crate::tls::Transport;
 
 /// Settings of all sessions of a node.
 #[derive(Clone)]
@@ -82,7 +81,7 @@ pub struct SessionSettings {
 
 /// A socket whose handshake is done, on its way to its worker.
 pub struct Admission {
-    pub stream: TcpStream,
+    pub stream: Transport,
     /// Bytes that the client sent right behind its handshake.
     pub early: Vec<u8>,
     /// `None`: the first frame must bring a token.

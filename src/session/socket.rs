@@ -7,9 +7,9 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::TcpStream;
 
 use crate::hub::Tally;
+use crate::tls::Transport;
 
 /// Frames written with one system call at most; Linux takes up to 1,024 (`UIO_MAXIOV`).
 const SLICES_MAX: usize = 64;
@@ -35,7 +35,7 @@ struct Queued {
 /// The queue exists while there is something in it: an idle socket costs one pointer.
 #[derive(Debug)]
 pub(super) struct Socket {
-    stream: TcpStream,
+    stream: Transport,
     queue: Option<Box<Queue>>,
 }
 
@@ -48,12 +48,12 @@ struct Queue {
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream) -> Self {
+    pub(super) fn new(stream: Transport) -> Self {
         Self { stream, queue: None }
     }
 
     pub(super) fn is_flushed(&self) -> bool {
-        self.queue.is_none()
+        self.queue.is_none() && !self.stream.has_unsent()
     }
 
     /// Bytes that wait for the peer.
@@ -63,7 +63,7 @@ impl Socket {
 
     /// Writes a frame if nothing is queued, else queues it. `bytes_max` bounds what waits behind the first frame of
     /// the queue, so that a frame of any size can be sent to a peer that reads. A frame counts in its tally once all of
-    /// it has been handed to the kernel.
+    /// it has been handed to the kernel, or to TLS, which holds no more than a record of 16 KiB.
     pub(super) fn send(&mut self, frame: &Bytes, tally: Option<Tally>, bytes_max: usize) -> Sent {
         let written = match self.queue {
             Some(_) => 0,
@@ -77,7 +77,7 @@ impl Socket {
             if let Some(tally) = tally {
                 tally.count();
             }
-            return Sent::Written;
+            return if self.stream.has_unsent() { Sent::Queued } else { Sent::Written };
         }
         self.enqueue(frame.slice(written..), tally, written > 0, bytes_max)
     }
@@ -132,14 +132,17 @@ impl Socket {
                 self.queue = None;
             }
         }
-        Sent::Written
+        match self.stream.send() {
+            Ok(()) => Sent::Written,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Sent::Queued,
+            Err(_) => Sent::Broken,
+        }
     }
 
     /// Tells the peer that nothing more will come. What it still sends can be read, and must be: a socket that
     /// is closed with unread input is reset, and the last frames may be lost on the way.
-    pub(super) fn finish(&self) {
-        // A peer that is gone needs to be told nothing.
-        let _ = socket2::SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write);
+    pub(super) fn finish(&mut self) {
+        self.stream.finish();
     }
 
     pub(super) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -179,14 +182,14 @@ mod tests {
     use super::*;
     use std::sync::mpsc;
     use tokio::io::AsyncReadExt;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     async fn pair() -> (Socket, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (server, _) = listener.accept().await.unwrap();
         server.writable().await.unwrap();
-        (Socket::new(server), client)
+        (Socket::new(Transport::Plain(server)), client)
     }
 
     fn tally() -> (Tally, mpsc::Receiver<u32>) {

@@ -115,7 +115,9 @@ impl Future for SessionTask {
             Phase::Ended => Poll::Ready(()),
             Phase::Closing { until } => {
                 if session.socket.borrow().is_flushed() {
-                    session.socket.borrow().finish();
+                    session.socket.borrow_mut().finish();
+                    // TLS has a last word, which a full socket takes later.
+                    self.poll_write(cx);
                 }
                 // Woken by the end of the client's stream, or by the worker's sweep when the time is up.
                 match is_past(until, self.worker.now()) {

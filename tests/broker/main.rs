@@ -13,6 +13,9 @@ mod box_endings;
 mod broker;
 #[path = "../support/bus_contract.rs"]
 mod bus_contract;
+#[path = "../support/tls.rs"]
+#[allow(dead_code)]
+mod certificates;
 #[path = "../support/eventually.rs"]
 mod eventually;
 #[path = "../support/nodes.rs"]
@@ -40,5 +43,6 @@ mod partitions;
 mod protocols;
 mod reconnect;
 mod replies;
+mod tls;
 mod topology;
 mod unreadable;

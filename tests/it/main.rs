@@ -55,4 +55,5 @@ mod stomp;
 mod strategies;
 mod strategy_costs;
 mod tidy;
+mod tls;
 mod wire_differential;

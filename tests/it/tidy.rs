@@ -22,6 +22,7 @@ const LAYERS: &[&[&str]] = &[
         "output",
         "protocol",
         "sabotage",
+        "tls",
     ],
     &["bus"],
     &["hub", "directory", "delivery", "mail"],
@@ -178,6 +179,7 @@ fn vendors_have_one_home_each() {
         ("deadpool_lapin", "src/bus/"),
         ("warp", "src/http/"),
         ("jsonwebtoken", "src/auth/"),
+        ("rustls", "src/tls/"),
         ("std::env", "src/config/"),
         ("env::var", "src/config/"),
         ("env::set_var", "src/config/"),
@@ -195,6 +197,7 @@ fn vendors_have_one_home_each() {
                     (vendor, source.path.as_str()),
                     ("clap", "src/main.rs")
                         | ("jsonwebtoken", "src/config/values.rs" | "src/config/jwks.rs")
+                        | ("rustls", "src/bus/rabbit/dial.rs")
                         | ("std::env" | "env::var", "src/sabotage.rs")
                 );
                 if elsewhere && !known {

@@ -156,29 +156,39 @@ pub struct PrivateBroker {
     /// Of MQTT and STOMP, which most brokers of tests do not speak.
     doors: Option<[u16; 2]>,
     is_plain: bool,
+    tls: Option<u16>,
     process: Option<Child>,
 }
 
 impl PrivateBroker {
     pub async fn start() -> Self {
-        Self::start_with(None, false).await
+        Self::start_with(None, false, None).await
     }
 
     /// A broker without the consistent-hash exchange.
     pub async fn start_plain() -> Self {
-        Self::start_with(None, true).await
+        Self::start_with(None, true, None).await
     }
 
     /// A broker that speaks MQTT and STOMP as well.
     pub async fn start_with_doors() -> Self {
-        Self::start_with(Some([free_port(), free_port()]), false).await
+        Self::start_with(Some([free_port(), free_port()]), false, None).await
     }
 
-    async fn start_with(doors: Option<[u16; 2]>, is_plain: bool) -> Self {
+    /// A broker that speaks TLS as well, with these files: its authority, its certificate and its key.
+    pub async fn start_with_tls(files: [(&str, &str); 3]) -> Self {
+        Self::start_with(None, false, Some(files)).await
+    }
+
+    async fn start_with(doors: Option<[u16; 2]>, is_plain: bool, tls: Option<[(&str, &str); 3]>) -> Self {
         let ports = [free_port(), free_port(), free_port(), free_port()];
         let dir = std::env::temp_dir().join(format!("warren-broker-{}-{}", std::process::id(), ports[0]));
         std::fs::create_dir(&dir).unwrap();
-        let mut broker = Self { dir, ports, doors, is_plain, process: None };
+        for (name, text) in tls.into_iter().flatten() {
+            std::fs::write(dir.join(name), text).unwrap();
+        }
+        let tls = tls.map(|_| free_port());
+        let mut broker = Self { dir, ports, doors, is_plain, tls, process: None };
         broker.start_again().await;
         broker
     }
@@ -191,13 +201,17 @@ impl PrivateBroker {
         let cookie = dir.join(".erlang.cookie");
         std::fs::write(&cookie, format!("warren{epmd}")).unwrap();
         std::fs::set_permissions(&cookie, std::fs::Permissions::from_mode(0o400)).unwrap();
-        let mut broker = Self { dir, ports, doors: None, is_plain: false, process: None };
+        let mut broker = Self { dir, ports, doors: None, is_plain: false, tls: None, process: None };
         broker.start_again().await;
         broker
     }
 
     pub fn port(&self) -> u16 {
         self.ports[0]
+    }
+
+    pub fn tls_port(&self) -> u16 {
+        self.tls.unwrap()
     }
 
     pub fn mqtt_port(&self) -> u16 {
@@ -236,6 +250,9 @@ impl PrivateBroker {
         {
             command.env(name, port.to_string());
         }
+        if let Some(port) = self.tls {
+            command.env("BROKER_TLS_PORT", port.to_string());
+        }
         command
     }
 
@@ -245,8 +262,9 @@ impl PrivateBroker {
         let mut command = self.command();
         command.stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
         self.process = Some(command.spawn().expect(MISSING));
-        let management = self.doors.map(|_| self.management_port());
-        let others = self.doors.into_iter().flatten().chain(management);
+        let has_more = self.doors.is_some() || self.tls.is_some();
+        let management = has_more.then(|| self.management_port());
+        let others = self.doors.into_iter().flatten().chain(management).chain(self.tls);
         for port in std::iter::once(self.port()).chain(others) {
             eventually("the private broker takes connections", Duration::from_secs(240), || async move {
                 tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()

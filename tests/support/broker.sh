@@ -5,7 +5,8 @@
 #   broker.sh DIR AMQP_PORT MANAGEMENT_PORT DIST_PORT EPMD_PORT ctl ARG…   rabbitmqctl
 #
 # With BROKER_MQTT_PORT and BROKER_STOMP_PORT it speaks MQTT and STOMP as well. With BROKER_PLAIN it has no
-# consistent-hash exchange.
+# consistent-hash exchange. With BROKER_TLS_PORT it speaks TLS there, by ca.pem, node.pem and node.key in DIR, and takes a
+# certificate for a password (EXTERNAL).
 #
 # Its processes stay in the process group of this script, so that one kill ends them all.
 set -eu
@@ -39,6 +40,7 @@ mkdir -p "$dir/log"
 plugins=rabbitmq_management
 [ -n "${BROKER_PLAIN-}" ] || plugins="$plugins,rabbitmq_consistent_hash_exchange"
 [ -z "${BROKER_MQTT_PORT-}" ] || plugins="$plugins,rabbitmq_mqtt,rabbitmq_stomp"
+[ -z "${BROKER_TLS_PORT-}" ] || plugins="$plugins,rabbitmq_auth_mechanism_ssl"
 echo "[$plugins]." >"$dir/enabled_plugins"
 cat >"$dir/rabbitmq.conf" <<CONF
 listeners.tcp.default = 127.0.0.1:$amqp
@@ -53,6 +55,20 @@ if [ -n "${BROKER_MQTT_PORT-}" ]; then
     cat >>"$dir/rabbitmq.conf" <<CONF
 mqtt.listeners.tcp.default = 127.0.0.1:$BROKER_MQTT_PORT
 stomp.listeners.tcp.default = 127.0.0.1:$BROKER_STOMP_PORT
+CONF
+fi
+if [ -n "${BROKER_TLS_PORT-}" ]; then
+    cat >>"$dir/rabbitmq.conf" <<CONF
+listeners.ssl.default = 127.0.0.1:$BROKER_TLS_PORT
+ssl_options.cacertfile = $dir/ca.pem
+ssl_options.certfile = $dir/node.pem
+ssl_options.keyfile = $dir/node.key
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = false
+ssl_cert_login_from = common_name
+auth_mechanisms.1 = PLAIN
+auth_mechanisms.2 = AMQPLAIN
+auth_mechanisms.3 = EXTERNAL
 CONF
 fi
 epmd -port "$epmd" -address 127.0.0.1 >/dev/null 2>&1 &

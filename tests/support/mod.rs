@@ -6,4 +6,5 @@ pub mod nodes;
 pub mod process;
 pub mod raw_ws;
 pub mod stomp;
+pub mod tls;
 pub mod user;

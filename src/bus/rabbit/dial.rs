@@ -13,13 +13,16 @@ use async_rs::util::Task;
 use async_rs::{Runtime, Tokio};
 use futures_io::{AsyncRead, AsyncWrite};
 use futures_util::Stream;
-use lapin::tcp::{AsyncTcpStream, TLSConfig};
+use lapin::tcp::{AsyncTcpStream, RustlsConnector, RustlsConnectorConfig};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism};
+use rustls::version::{TLS12, TLS13};
+use rustls::ClientConfig;
 
 use super::connection::STEP_DEADLINE;
 use super::filter::stream::Filtered;
 use super::filter::Filter;
 use crate::config::{AmqpUrl, Mechanism};
+use crate::tls::{self, BrokerCredentials};
 
 type Plain = <Tokio as Reactor>::TcpStream;
 
@@ -68,12 +71,33 @@ async fn dial(tokio: Tokio, url: AmqpUrl) -> io::Result<Filtered<AsyncTcpStream<
         let addresses = runtime.to_socket_addrs((url.host().to_owned(), url.port()));
         let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
         if url.tls() {
-            return stream.into_tls(url.host(), TLSConfig::default()).await;
+            return stream.into_rustls(&connector(&url)?, url.host()).await;
         }
         Ok(stream)
     };
     let stream = timely(deadline, dialled).await?;
     Ok(Filtered::new(stream, Filter::new(url.frame_max()), begun + STEP_DEADLINE))
+}
+
+/// Brokers are checked by the authorities that were given, and by those of the machine if none were.
+fn connector(url: &AmqpUrl) -> io::Result<RustlsConnector> {
+    let BrokerCredentials { authorities, certificate } = url.credentials().current();
+    let Some(authorities) = authorities else {
+        let public = RustlsConnectorConfig::new_with_platform_verifier();
+        return match certificate {
+            Some(own) => public.connector_with_single_cert(own.chain(), own.expose_key()),
+            None => public.connector_with_no_client_auth(),
+        };
+    };
+    let config = ClientConfig::builder_with_provider(tls::provider())
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .map_err(io::Error::other)?
+        .with_root_certificates(authorities);
+    let config = match certificate {
+        Some(own) => config.with_client_auth_cert(own.chain(), own.expose_key()).map_err(io::Error::other)?,
+        None => config.with_no_client_auth(),
+    };
+    Ok(config.into())
 }
 
 async fn timely<T>(deadline: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
