@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::ids::{ChannelName, UserId};
 use crate::protocol::target::Target;
 
@@ -9,7 +11,8 @@ use crate::protocol::target::Target;
 pub const PRIVATE: &str = "private.";
 
 /// Cheap to clone: every session has one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Caps {
     /// Of a token without the claim: publish to users, sessions and channels, subscribe to channels that are not
     /// [`PRIVATE`]; no broadcast, no API.
@@ -20,8 +23,9 @@ pub enum Caps {
     Listed(Arc<[Cap]>),
 }
 
-/// One entry of the claim `caps`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One entry of the claim `caps`; between nodes it is its text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub enum Cap {
     /// `api`: all of the HTTP API.
     Api,
@@ -56,6 +60,25 @@ impl Cap {
             Some(("presence", of)) => pattern(of).map(Cap::Presence),
             Some(_) => None,
         }
+    }
+}
+
+impl From<Cap> for String {
+    fn from(cap: Cap) -> Self {
+        match cap {
+            Cap::Api => "api".into(),
+            Cap::Publish(pattern) => format!("publish:{}", pattern.0),
+            Cap::Subscribe(pattern) => format!("subscribe:{}", pattern.0),
+            Cap::Presence(pattern) => format!("presence:{}", pattern.0),
+        }
+    }
+}
+
+impl TryFrom<String> for Cap {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Cap::parse(&text).ok_or("no capability")
     }
 }
 

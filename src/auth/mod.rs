@@ -9,6 +9,7 @@ mod caps;
 mod revocations;
 #[cfg(test)]
 mod tests;
+mod tickets;
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -28,6 +29,7 @@ use crate::protocol::target::Target;
 
 pub use caps::{Cap, Caps};
 pub use revocations::{Full, Revocation, Revocations, Revoked};
+pub use tickets::{NotIssued, Ticket, TicketSecret, Tickets};
 
 /// Longest token or API key, in bytes: the parser never sees more from a stranger.
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
@@ -69,7 +71,7 @@ impl AuthError {
 }
 
 /// Who holds a session.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     pub user: UserId,
     /// When the session must have a new token; the allowance for clocks that differ is in it. `None` = never.

@@ -46,6 +46,15 @@ impl<K: Clone + Eq + Hash> Rates<K> {
         }
     }
 
+    /// Whether there is a token, which stays.
+    pub fn has_one(&self, key: &K, now: Instant) -> bool {
+        let Some(pace) = self.pace else { return true };
+        let now_ms = now.saturating_duration_since(self.began).as_millis() as u64;
+        let at = self.hasher.hash_one(key) as usize % SHARDS;
+        let shard = self.shards[at].lock().unwrap_or_else(PoisonError::into_inner);
+        shard.buckets.get(key).is_none_or(|bucket| bucket.take(pace, 1, now_ms).is_some())
+    }
+
     /// Takes so many tokens, or none and `false` if there are not enough.
     pub fn take(&self, key: &K, tokens: u32, now: Instant) -> bool {
         let Some(pace) = self.pace else { return true };

@@ -135,6 +135,7 @@ pub const KEYS: &[Key] = &[
     number("PONG_TIMEOUT_MS", [10_000, 50, 300_000], "ms", "no answer to a ping by then closes with 4104"),
     number("AUTH_TIMEOUT_MS", [5_000, 100, 60_000], "ms", "from the handshake to the `auth` frame"),
     number("HEADER_TIMEOUT_MS", [5_000, 100, 60_000], "ms", "to send the head of a request, and as long again for its body"),
+    number("TICKET_TTL_MS", [30_000, 1_000, 300_000], "ms", "to open a session with a ticket of `POST /v1/tickets`"),
     number("RECEIPT_TIMEOUT_MS", [2_500, 100, 3_500], "ms", "how long a node may give no sign of a message before it is tried elsewhere, and then stored"),
     number("DRAIN_MS", [20_000, 0, 600_000], "ms", "from SIGTERM to the end, spent on moving clients to other nodes"),
     // mail of users who are away

@@ -85,6 +85,7 @@ pub struct Config {
     pub auth_timeout: Duration,
     pub header_timeout: Duration,
     pub receipt_timeout: Duration,
+    pub ticket_ttl: Duration,
     pub drain: Duration,
     /// How many boxes hold the mail of all users.
     pub boxes: NonZeroU32,
@@ -183,6 +184,7 @@ impl Config {
             auth_timeout: from.millis("AUTH_TIMEOUT_MS"),
             header_timeout: from.millis("HEADER_TIMEOUT_MS"),
             receipt_timeout: from.millis("RECEIPT_TIMEOUT_MS"),
+            ticket_ttl: from.millis("TICKET_TTL_MS"),
             drain: from.millis("DRAIN_MS"),
             boxes: boxes(&mut from),
             mailbox_ttl: from.millis("MAILBOX_TTL_MS"),

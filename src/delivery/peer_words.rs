@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use smallvec::smallvec;
 
-use crate::auth::Revocation;
+use crate::auth::{Identity, Revocation, TicketSecret};
 use crate::bus::{Destination, Lane, Properties, Publish};
 use crate::delivery::envelope::{answered_to, Origin, Tag};
 use crate::delivery::report::Report;
@@ -114,6 +114,8 @@ pub enum Ask {
     Trace(MessageId),
     /// Take these tokens no longer, and close the sessions that they opened.
     Revoke(Revocation),
+    /// Whose ticket this is, which is used with that.
+    RedeemTicket(TicketSecret),
     /// What is revoked, if that is something else than what has this digest.
     Revocations {
         digest: u64,
@@ -134,6 +136,7 @@ impl Ask {
             | Ask::Drain
             | Ask::Trace(_)
             | Ask::Revoke(_)
+            | Ask::RedeemTicket(_)
             | Ask::Revocations { .. } => None,
         }
     }
@@ -174,6 +177,9 @@ pub struct AskReply {
     pub trace: Vec<TraceEvent>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub revocations: Vec<Revocation>,
+    /// Whose the ticket was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Box<Identity>>,
 }
 
 impl AskReply {
@@ -187,6 +193,7 @@ impl AskReply {
             report: None,
             trace: Vec::new(),
             revocations: Vec::new(),
+            identity: None,
         }
     }
 }
@@ -260,6 +267,7 @@ mod tests {
             serde_json::to_vec(&Ask::DisconnectSession(session.to_string())).unwrap(),
             serde_json::to_vec(&Ask::UsersIn(channel.clone())).unwrap(),
             serde_json::to_vec(&Ask::Revocations { digest: u64::MAX }).unwrap(),
+            br#"{"redeem_ticket":"00000000000000000000000000000007"}"#.to_vec(),
             br#"{"revoke":{"what":{"user":"a"},"issued_before":7,"until":9}}"#.to_vec(),
             serde_json::to_vec(&Ask::Subscribe(UserId::new("a").unwrap(), channel)).unwrap(),
         ];

@@ -56,6 +56,7 @@ pub const ADDRESSES: &[Address] = &[
     at("/v1/messages", "POST", Kind::Api),
     at("/v1/messages/{id}/trace", READ, Kind::Api),
     at("/v1/revocations", "POST", Kind::Api),
+    at("/v1/tickets", "POST", Kind::Api),
     at("/v1/users/{id}", READ, Kind::Api),
     at("/v1/users/{id}/home", READ, Kind::Api),
     at("/v1/users/{id}/sessions", "DELETE", Kind::Api),

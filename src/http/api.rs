@@ -13,7 +13,7 @@ use warp::{Filter, Rejection};
 use super::client::Client;
 use super::connection::Connection;
 use super::credentials::{bearer, refusal};
-use super::{channels, cluster, publish, response, revocations, AppState};
+use super::{channels, cluster, publish, response, revocations, tickets, AppState};
 use crate::auth::Caller;
 use crate::directory::Key;
 use crate::error::{Code, Error};
@@ -39,6 +39,16 @@ pub(super) fn routes(state: Arc<AppState>) -> impl Filter<Extract = (Response,),
         .and(warp::header::headers_cloned())
         .and(warp::body::stream())
         .then(|asked: Asked, headers, body| revocations::post(asked, headers, body));
+    let ticket = v1
+        .clone()
+        .and(warp::path!("tickets"))
+        .and(warp::post())
+        .and(warp::header::headers_cloned())
+        .and(warp::body::stream())
+        .then(|asked: Asked, headers, body| {
+            let caller = asked.caller();
+            tickets::post(asked.state, caller, headers, body)
+        });
     let read = warp::get().or(warp::head()).unify();
     let nodes = v1.clone().and(warp::path!("nodes")).and(read).then(get_nodes);
     let whole = v1.clone().and(warp::path!("cluster")).and(read).then(cluster::get);
@@ -59,6 +69,8 @@ pub(super) fn routes(state: Arc<AppState>) -> impl Filter<Extract = (Response,),
     let session = v1.and(warp::path!("sessions" / String)).and(warp::delete()).then(delete_session);
     messages
         .or(revoke)
+        .unify()
+        .or(ticket)
         .unify()
         .or(nodes)
         .unify()

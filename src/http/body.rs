@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
+use serde::de::DeserializeOwned;
+use warp::http::header::{HeaderMap, CONTENT_LENGTH};
 use warp::http::StatusCode;
 use warp::reply::Response;
 
-use super::response;
+use super::guard::check_encoding;
+use super::{response, AppState};
 use crate::error::{Code, Error};
 
 /// Bodies of all requests at once, in bytes. Overflow policy: `overloaded`.
@@ -107,6 +110,27 @@ pub(super) struct BodyLimits {
     /// Of an array of messages.
     pub(super) batch: usize,
     pub(super) timeout: Duration,
+}
+
+/// Longest body of a request that is no message, in bytes.
+const SHORT_BYTES_MAX: usize = 4 * 1024;
+
+/// Reads the short body of a request that is no message; an empty one is `{}`.
+pub(super) async fn read_short<T: DeserializeOwned>(
+    state: &AppState,
+    headers: &HeaderMap,
+    body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+    caller: Arc<str>,
+) -> Result<T, Box<Response>> {
+    check_encoding(headers).map_err(Box::new)?;
+    let limits = BodyLimits { single: SHORT_BYTES_MAX, batch: SHORT_BYTES_MAX, timeout: state.body_timeout };
+    let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let mut reserved = state.bodies.reserve(caller);
+    let body =
+        read(body, announced, limits, &mut reserved).await.map_err(|error| Box::new(error.response()))?;
+    let body = if body.is_empty() { &b"{}"[..] } else { &body };
+    serde_json::from_slice(body)
+        .map_err(|error| Box::new(response::error(&Error::bad_request(format!("body: {error}")))))
 }
 
 /// Reads a body, whether or not its length was announced. Its part of the budget grows as it comes, so that a

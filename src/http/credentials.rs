@@ -1,5 +1,6 @@
-//! The token of a request, and whose it is; and how often an address may come with a bad one.
+//! The token or the ticket of a request, and whose it is; and how often an address may come with a bad one.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use percent_encoding::percent_decode_str;
@@ -7,8 +8,9 @@ use warp::http::header::{HeaderMap, HeaderValue, AUTHORIZATION};
 
 use super::client::{counted, query_value, Client};
 use super::AppState;
-use crate::auth::{AuthError, Identity, Verifier};
+use crate::auth::{AuthError, Identity, Ticket};
 use crate::error::{Code, Error};
+use crate::router::tickets::Redeemed;
 
 /// The token of the one `Authorization` line with the scheme Bearer (RFC 6750 section 2.1). Other schemes are for
 /// somebody else, such as a proxy with Basic, and are passed over.
@@ -34,28 +36,61 @@ fn parse_bearer(line: &HeaderValue) -> Result<Option<&str>, AuthError> {
     Ok(Some(line[scheme.len()..].trim()))
 }
 
-/// Who opens a session. `None`: no token came with the request, so the first frame must bring it.
-pub(super) fn identify(
-    verifier: &Verifier,
+/// Who opens a session. `None`: neither a token nor a ticket came with the request, so the first frame must bring a token.
+pub(super) async fn identify(
+    state: &AppState,
+    client: Client,
     headers: &HeaderMap,
     offered: Option<&str>,
     query: &str,
-) -> Result<Option<Identity>, AuthError> {
-    let token = bearer(headers)?.or(offered);
-    match (token, verifier.is_insecure(), query_value(query, "user")) {
-        (Some(token), _, _) => verifier.verify(token).map(Some),
-        (None, true, Some(user)) => {
-            let user = percent_decode_str(user).decode_utf8().map_err(|_| AuthError::Missing)?;
-            verifier.verify(&user).map(Some)
+) -> Result<Option<Identity>, Error> {
+    let verifier = &state.verifier;
+    let refused = |error| refusal(state, Some(client), error);
+    let token = bearer(headers).map_err(refused)?.or(offered);
+    match (token, query_value(query, "ticket"), query_value(query, "user")) {
+        (Some(_), Some(_), _) => Err(refused(AuthError::Invalid("twice"))),
+        (Some(token), None, _) => verifier.verify(token).map(Some).map_err(refused),
+        (None, Some(ticket), _) => redeem(state, client, ticket).await.map(Some),
+        (None, None, Some(user)) if verifier.is_insecure() => {
+            let user = percent_decode_str(user).decode_utf8().map_err(|_| refused(AuthError::Missing))?;
+            verifier.verify(&user).map(Some).map_err(refused)
         }
-        (None, _, _) => Ok(None),
+        (None, None, _) => Ok(None),
     }
+}
+
+/// Takes a ticket back from whoever issued it.
+async fn redeem(state: &AppState, client: Client, text: &str) -> Result<Identity, Error> {
+    let refused = || refusal(state, Some(client), AuthError::Invalid("ticket"));
+    let text = percent_decode_str(text).decode_utf8().map_err(|_| refused())?;
+    let ticket: Ticket = text.parse().map_err(|_| refused())?;
+    // Another node is not asked for an address that guesses.
+    let guesses = |address| !state.bad_tokens.has_one(&address, Instant::now());
+    if !state.router.is_own_ticket(&ticket) && address(client).is_some_and(guesses) {
+        return Err(refused());
+    }
+    match state.router.redeem_ticket(&ticket).await {
+        Redeemed::By(identity) => match state.verifier.revocations().covers(&identity) {
+            true => Err(refusal(state, Some(client), AuthError::Revoked)),
+            false => Ok(*identity),
+        },
+        Redeemed::Refused => Err(refused()),
+        Redeemed::Unanswered => {
+            let message = "the node that issued this ticket does not answer; ask for another one";
+            Err(Error::new(Code::Unavailable, message))
+        }
+    }
+}
+
+/// As which a client counts; `None`: a proxy, which speaks for many.
+fn address(client: Client) -> Option<IpAddr> {
+    (!client.is_proxy).then(|| counted(client.address))
 }
 
 /// What is said to bad credentials. Good ones are taken from every address, since many clients may share one: only what
 /// fails is counted, and not tokens that have expired or were revoked, which were good and are renewed by whoever hears so.
 pub(super) fn refusal(state: &AppState, client: Option<Client>, error: AuthError) -> Error {
-    let address = client.filter(|client| !client.is_proxy).map(|client| counted(client.address));
+    let address = client.and_then(address);
     let is_bad = matches!(error, AuthError::Invalid(_));
     tracing::debug!(?address, reason = error.reason(), "credentials refused");
     match address {

@@ -7,7 +7,7 @@
 //! - [`addresses`]: the table of all addresses; [`guard`]: what every request is checked for; `client.rs`: who is at the other end.
 //! - `upgrade.rs`: from a request to a session; `sockjs.rs`: the addresses of SockJS; `credentials.rs`: whose token it is.
 //! - `api.rs`: what stands under `/v1`; `cluster.rs`: the parts for operators; `publish.rs`: `POST /v1/messages`;
-//!   `revocations.rs`: `POST /v1/revocations`; [`body`]: its bounds.
+//!   `revocations.rs`: `POST /v1/revocations`; `tickets.rs`: `POST /v1/tickets`; [`body`]: its bounds.
 //! - [`health`]: `/livez`, `/readyz`, `/metrics` (on the admin address; the first two on the public one too).
 //! - `console.rs`: the console at `/` and `/warren-client.js`; `assets.rs`: how browsers get and keep such files.
 //! - `response.rs`: how responses and errors are written.
@@ -34,6 +34,7 @@ pub mod serve;
 pub mod slots;
 mod sockjs;
 mod stream;
+mod tickets;
 mod upgrade;
 
 use std::net::IpAddr;

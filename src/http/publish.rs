@@ -64,7 +64,7 @@ pub(super) async fn post(
     published.unwrap_or_else(|error| response::error(&error))
 }
 
-fn caller_name(caller: &Caller) -> Arc<str> {
+pub(super) fn caller_name(caller: &Caller) -> Arc<str> {
     match caller {
         Caller::Service(name) => format!("service.{name}").into(),
         Caller::User(identity) => format!("user.{}", identity.user).into(),
@@ -72,14 +72,14 @@ fn caller_name(caller: &Caller) -> Arc<str> {
 }
 
 /// Services are not limited: neither those with a key nor those with the capability `api`.
-fn take_token(state: &AppState, caller: &Caller) -> bool {
+pub(super) fn take_token(state: &AppState, caller: &Caller) -> bool {
     match caller {
         Caller::User(identity) if !caller.api() => state.rates.take(&identity.user, 1, Instant::now()),
         _ => true,
     }
 }
 
-fn rate_limited() -> Error {
+pub(super) fn rate_limited() -> Error {
     Error::new(Code::RateLimited, "more than this user may send; slow down")
 }
 

@@ -6,13 +6,12 @@ use bytes::Buf;
 use futures_util::Stream;
 use serde::Deserialize;
 use serde_json::json;
-use warp::http::header::{HeaderMap, CONTENT_LENGTH};
+use warp::http::header::HeaderMap;
 use warp::http::StatusCode;
 use warp::reply::Response;
 
 use super::api::{allowed, Asked};
-use super::body::{self, BodyLimits};
-use super::guard::check_encoding;
+use super::body;
 use super::response;
 use crate::auth::{Revocation, Revoked, JTI_BYTES_MAX};
 use crate::clock::unix_ms;
@@ -20,7 +19,6 @@ use crate::error::Error;
 use crate::ids::UserId;
 use crate::protocol::publish::Whole;
 
-const BODY_BYTES_MAX: usize = 4 * 1024;
 const DAY_S: u64 = 24 * 60 * 60;
 /// How long a revocation is kept if it does not say so: longer than tokens should live.
 const UNTIL_DEFAULT_S: u64 = 31 * DAY_S;
@@ -69,18 +67,12 @@ pub(super) async fn post(
         Ok(state) => state,
         Err(error) => return response::error(&error),
     };
-    if let Err(refusal) = check_encoding(&headers) {
-        return refusal;
-    }
-    let limits = BodyLimits { single: BODY_BYTES_MAX, batch: BODY_BYTES_MAX, timeout: state.body_timeout };
-    let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    let mut reserved = state.bodies.reserve(Arc::from("revocations"));
-    let body = match body::read(body, announced, limits, &mut reserved).await {
+    let read = body::read_short::<Body>(&state, &headers, body, Arc::from("revocations")).await;
+    let body = match read {
         Ok(body) => body,
-        Err(error) => return error.response(),
+        Err(refusal) => return *refusal,
     };
-    let read = serde_json::from_slice(&body).map_err(|error| Error::bad_request(format!("body: {error}")));
-    let revocation = match read.and_then(|body: Body| body.revocation(unix_ms() / 1_000)) {
+    let revocation = match body.revocation(unix_ms() / 1_000) {
         Ok(revocation) => revocation,
         Err(error) => return response::error(&error),
     };

@@ -70,20 +70,24 @@ pub(super) fn route(state: Arc<AppState>) -> impl Filter<Extract = (Response,), 
         .and(warp::ext::optional::<OnUpgrade>())
         .and(warp::ext::optional::<(Client, Arc<Connection>)>())
         .and_then(move |path: FullPath, method: Method, headers: HeaderMap, query: String, socket, from| {
-            let answer = match Address::of(path.as_str()) {
-                Some(Address::Greeting) => {
-                    Ok(response::text(StatusCode::OK, "text/plain; charset=UTF-8", GREETING))
+            let state = state.clone();
+            async move {
+                match Address::of(path.as_str()) {
+                    Some(Address::Greeting) => {
+                        Ok(response::text(StatusCode::OK, "text/plain; charset=UTF-8", GREETING))
+                    }
+                    Some(Address::Info) => Ok(info(&method, &headers)),
+                    Some(Address::Raw) => {
+                        Ok(upgrade::open(&state, &method, &headers, &query, socket, from, Framing::WebSocket)
+                            .await)
+                    }
+                    Some(Address::WebSocket) => {
+                        Ok(upgrade::open(&state, &method, &headers, &query, socket, from, Framing::SockJs)
+                            .await)
+                    }
+                    None => Err(warp::reject::not_found()),
                 }
-                Some(Address::Info) => Ok(info(&method, &headers)),
-                Some(Address::Raw) => {
-                    Ok(upgrade::open(&state, &method, &headers, &query, socket, from, Framing::WebSocket))
-                }
-                Some(Address::WebSocket) => {
-                    Ok(upgrade::open(&state, &method, &headers, &query, socket, from, Framing::SockJs))
-                }
-                None => Err(warp::reject::not_found()),
-            };
-            std::future::ready(answer)
+            }
         })
 }
 

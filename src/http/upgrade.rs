@@ -11,7 +11,7 @@ use warp::{Filter, Rejection};
 
 use super::client::{counted, query_value, Client};
 use super::connection::{Connection, Upgrade};
-use super::credentials::{identify, refusal};
+use super::credentials::identify;
 use super::slots::{Activity, Slot};
 use super::{response, AppState};
 use crate::auth::Identity;
@@ -31,13 +31,14 @@ pub(super) fn route(state: Arc<AppState>) -> impl Filter<Extract = (Response,), 
         .and(query)
         .and(warp::ext::optional::<OnUpgrade>())
         .and(warp::ext::optional::<(Client, Arc<Connection>)>())
-        .map(move |method, headers, query: String, socket, from| {
-            open(&state, &method, &headers, &query, socket, from, Framing::WebSocket)
+        .then(move |method, headers, query: String, socket, from| {
+            let state = state.clone();
+            async move { open(&state, &method, &headers, &query, socket, from, Framing::WebSocket).await }
         })
 }
 
 /// Opens a session, or says why not.
-pub(super) fn open(
+pub(super) async fn open(
     state: &AppState,
     method: &Method,
     headers: &HeaderMap,
@@ -46,11 +47,12 @@ pub(super) fn open(
     from: Option<(Client, Arc<Connection>)>,
     framing: Framing,
 ) -> Response {
-    let opened = check(method, headers, framing).and_then(|accepted| {
+    let opened = async {
+        let accepted = check(method, headers, framing)?;
         let (Some(socket), Some((client, connection))) = (socket, from) else {
             return Err(Refusal::bad("this connection cannot be upgraded").response());
         };
-        let admitted = admit(state, headers, query, &accepted, client);
+        let admitted = admit(state, headers, query, &accepted, client).await;
         // A client of SockJS that is refused by HTTP tries all of its transports, one after the other.
         let (admitted, refused) = match (admitted, framing) {
             (Ok(admitted), _) => (admitted, None),
@@ -71,8 +73,8 @@ pub(super) fn open(
             refused,
         });
         Ok(switch(accepted))
-    });
-    opened.unwrap_or_else(|refusal| {
+    };
+    opened.await.unwrap_or_else(|refusal: Box<Response>| {
         state.metrics.handshake_refused();
         *refusal
     })
@@ -140,7 +142,7 @@ fn check(method: &Method, headers: &HeaderMap, framing: Framing) -> Result<Accep
     })
 }
 
-fn admit(
+async fn admit(
     state: &AppState,
     headers: &HeaderMap,
     query: &str,
@@ -154,16 +156,15 @@ fn admit(
         let text = "this node holds as many sessions as it may";
         return Err(Refusal::new(Code::Overloaded, text, CloseCode::OverCapacity));
     }
-    let identity =
-        identify(&state.verifier, headers, accepted.bearer.as_deref(), query).map_err(|error| {
-            let error = refusal(state, Some(client), error);
-            let close = if error.code == Code::Unauthorized {
-                CloseCode::Unauthorized
-            } else {
-                CloseCode::RateLimited
-            };
-            Refusal { error, close }
-        })?;
+    let identity = identify(state, client, headers, accepted.bearer.as_deref(), query).await;
+    let identity = identity.map_err(|error| {
+        let close = match error.code {
+            Code::Unauthorized => CloseCode::Unauthorized,
+            Code::Unavailable => CloseCode::OverCapacity,
+            _ => CloseCode::RateLimited,
+        };
+        Refusal { error, close }
+    })?;
     // The session will be counted exactly; this spares a socket that would be closed at once.
     let held =
         identity.as_ref().map_or(0, |identity| state.router.hub().all_sessions_of(&identity.user).len());

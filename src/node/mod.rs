@@ -137,6 +137,7 @@ impl Node {
             events: config.events,
             pending_max: config.pending_max,
             receipt_timeout: config.receipt_timeout,
+            ticket_ttl: config.ticket_ttl,
         };
         let peers = {
             let directory = directory.clone();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::auth::Revocation;
+use crate::auth::{Identity, Revocation};
 use crate::config::Routing;
 use crate::delivery::envelope::{Origin, Tag};
 use crate::delivery::peer_words::{answer_publish, ask_publish, Ask, AskReply, SessionInfo};
@@ -77,6 +77,8 @@ pub struct Found {
     pub trace: Vec<TraceEvent>,
     /// What nodes know to be revoked, if they were asked for that.
     pub revocations: Vec<Revocation>,
+    /// Whose the ticket was that was asked about.
+    pub identity: Option<Box<Identity>>,
     /// Some node that was asked did not answer in time.
     pub partial: bool,
 }
@@ -93,6 +95,7 @@ impl Found {
         self.trace.extend(answer.trace);
         self.reports.extend(answer.report.map(|report| *report));
         self.revocations.extend(answer.revocations);
+        self.identity = self.identity.take().or(answer.identity);
     }
 }
 
@@ -226,6 +229,9 @@ impl Router {
             Ask::Revoke(revocation) => {
                 answer.count = self.revoke_here(std::slice::from_ref(revocation)).await.into();
             }
+            Ask::RedeemTicket(secret) => {
+                answer.identity = self.tickets.redeem(*secret, Instant::now()).map(Box::new);
+            }
             Ask::Revocations { digest } => answer.revocations = self.revocations_unlike(*digest),
             _ => {}
         }
@@ -250,6 +256,7 @@ impl Router {
             | Ask::Drain
             | Ask::Trace(_)
             | Ask::Revoke(_)
+            | Ask::RedeemTicket(_)
             | Ask::Revocations { .. } => None,
         };
         let (tell, told) = oneshot::channel();

@@ -34,6 +34,7 @@ mod revoke;
 pub mod roster;
 pub mod strategy;
 mod table;
+pub mod tickets;
 mod trace;
 mod world;
 
@@ -44,7 +45,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::auth::Revocations;
+use crate::auth::{Revocations, Tickets};
 use crate::bus::{Bus, Link};
 use crate::config::{EventKinds, Routing};
 use crate::delivery::envelope::{Envelope, Scope};
@@ -83,6 +84,8 @@ pub struct RouterSettings {
     pub pending_max: usize,
     /// How long a node may give no sign of a message before it is taken to hang.
     pub receipt_timeout: Duration,
+    /// How long a ticket is good for.
+    pub ticket_ttl: Duration,
 }
 
 pub struct Router {
@@ -110,6 +113,7 @@ pub struct Router {
     requests: Arc<Mutex<requests::Requests>>,
     operators: report::Operators,
     revocations: Arc<Revocations>,
+    tickets: Tickets,
     presence: presence::Presence,
     channels: channels::Channels,
     counts: Arc<counts::Counts>,
@@ -180,6 +184,7 @@ impl Router {
             counts: Arc::default(),
             rosters: Arc::default(),
             events: Arc::new(events::Events::new(settings.events)),
+            tickets: Tickets::new(settings.ticket_ttl),
             this: OnceLock::new(),
             settings,
             hub,

@@ -150,8 +150,8 @@ impl TlsStream {
     /// Reads once from the socket.
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         match self.tls.read_tls(&mut In(&mut self.tcp, cx)) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
-            Err(error) => return Poll::Ready(Err(error)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+            Err(error) => Poll::Ready(Err(error)),
             Ok(read) => Poll::Ready(self.process().map(|()| read)),
         }
     }

@@ -54,6 +54,7 @@ mod sockjs;
 mod stomp;
 mod strategies;
 mod strategy_costs;
+mod tickets;
 mod tidy;
 mod tls;
 mod wire_differential;

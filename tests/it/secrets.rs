@@ -12,6 +12,8 @@ use crate::support::user::User;
 
 /// Stands in every secret, and in nothing else.
 const MARK: &str = "cAnArY";
+/// Before a ticket that was used, among the answers.
+const TICKET: &str = "ticket ";
 
 /// What the process writes, read by a thread so that it never waits.
 fn reader(mut from: impl std::io::Read + Send + 'static) -> std::thread::JoinHandle<String> {
@@ -41,10 +43,12 @@ async fn no_secret_and_no_content_is_in_a_log_a_metric_or_an_answer() {
         let (log, terminal) =
             (reader(process.child.stderr.take().unwrap()), reader(process.child.stdout.take().unwrap()));
         eventually("it lives", PATIENCE, || process.answers(process.public, "/livez")).await;
-        let answers = match with_broker {
+        let mut answers = match with_broker {
             false => say_everything(&process, &secret, &key).await,
             true => vec![refuse_everything(&process, &key).await],
         };
+        let ticket = answers.iter().position(|answer| answer.starts_with(TICKET));
+        let ticket = ticket.map(|at| answers.remove(at).split_off(TICKET.len()));
         let metrics = Api::new(process.admin).request(reqwest::Method::GET, "/metrics");
         let metrics = metrics.send().await.unwrap().text().await.unwrap();
         process.signal("TERM");
@@ -60,7 +64,11 @@ async fn no_secret_and_no_content_is_in_a_log_a_metric_or_an_answer() {
         for (what, text) in
             all.iter().map(|(what, text)| (*what, text)).chain(answers.iter().map(|text| ("answer", text)))
         {
-            let found = text.lines().find(|line| line.contains(MARK) || line.contains("eyJ"));
+            let holds_ticket = |line: &str| {
+                ticket.as_ref().is_some_and(|ticket| line.contains(&ticket[ticket.len() - 32..]))
+            };
+            let found =
+                text.lines().find(|line| line.contains(MARK) || line.contains("eyJ") || holds_ticket(line));
             assert_eq!(found, None, "in the {what}");
         }
     }
@@ -80,6 +88,14 @@ async fn say_everything(process: &Process, secret: &str, key: &str) -> Vec<Strin
     assert_eq!(api.with_token(key).publish(&body).await.0, 200);
     assert_eq!(alice.message().await["from"]["service"], "orders");
     let mut answers = Vec::new();
+    // A good ticket, twice; its own text is the mark.
+    let ticket = Api::send(api.with_token(&good).request(reqwest::Method::POST, "/v1/tickets")).await.1;
+    let ticket = ticket["ticket"].as_str().unwrap().to_owned();
+    for _ in 0..2 {
+        let request = upgrade_request(&format!("/ws?ticket={ticket}"), "");
+        answers.push(RawClient::request(process.public, &request).await.0);
+    }
+    answers.push(format!("{TICKET}{ticket}"));
     let forged = signed_by(&format!("another-{MARK}-secret-of-thirty-two-bytes"), "alice", 60, &[]);
     let wrong_key = format!("a-wrong-{MARK}-key");
     for wrong in [&forged, &wrong_key, &good[..good.len() - 2].to_owned()] {

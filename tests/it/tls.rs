@@ -44,7 +44,8 @@ async fn sessions_and_the_api_in_both_versions_of_tls() {
         let mut user = User::connect(addr, "alice").await;
         let large = "x".repeat(1_000_000);
         let api = crate::support::api::Api::new(addr);
-        let publishing = api.publish(&json!({"to": "user.alice", "payload": large}));
+        let body = json!({"to": "user.alice", "payload": large});
+        let publishing = api.publish(&body);
         let ((status, settled), message) = tokio::join!(publishing, user.message());
         assert_eq!((status, &settled["outcome"]), (200, &json!("delivered")), "{settled}");
         assert_eq!(message["payload"], large);
