@@ -115,6 +115,7 @@ pub const KEYS: &[Key] = &[
     word("PROXY_PROTOCOL", "off", &["off", "on"], "`on`: public connections of trusted proxies begin with a header of the PROXY protocol, version 1 or 2, and others are cut"),
     text("TLS_CERT_FILE", "", "path", "the PEM of the chain that the public listener shows, its own certificate first; with it the listener speaks TLS 1.2 and 1.3 and nothing else; read again as keys are. The admin listener has no TLS"),
     text("TLS_KEY_FILE", "", "path", "the PEM of its key, without a passphrase"),
+    text("HOOKS", "none", "none, or a list of connect, publish, subscribe", "what users may do only if a backend allows it, which is asked as `app.hook.connect` and so on ([docs/hooks.md](docs/hooks.md)); the same on all nodes"),
     // how much
     number("WORKERS", [0, 0, 64], "threads", "threads that serve sockets; 0 = one for each core"),
     number("MAX_SESSIONS", [100_000, 1, 10_000_000], "sessions", "of this node; more are refused with 503"),
@@ -135,6 +136,8 @@ pub const KEYS: &[Key] = &[
     number("PONG_TIMEOUT_MS", [10_000, 50, 300_000], "ms", "no answer to a ping by then closes with 4104"),
     number("AUTH_TIMEOUT_MS", [5_000, 100, 60_000], "ms", "from the handshake to the `auth` frame"),
     number("HEADER_TIMEOUT_MS", [5_000, 100, 60_000], "ms", "to send the head of a request, and as long again for its body"),
+    number("HOOK_TIMEOUT_MS", [2_000, 100, 10_000], "ms", "for the application to decide; what it does not decide is refused with `unavailable`"),
+    number("HOOK_CACHE_MS", [10_000, 0, 3_600_000], "ms", "how long a decision of the application counts; 0 = it is asked each time"),
     number("TICKET_TTL_MS", [30_000, 1_000, 300_000], "ms", "to open a session with a ticket of `POST /v1/tickets`"),
     number("RECEIPT_TIMEOUT_MS", [2_500, 100, 3_500], "ms", "how long a node may give no sign of a message before it is tried elsewhere, and then stored"),
     number("DRAIN_MS", [20_000, 0, 600_000], "ms", "from SIGTERM to the end, spent on moving clients to other nodes"),

@@ -32,8 +32,8 @@ pub use keys::{markdown_table, Allowed, Key, KEYS, PREFIX};
 pub use networks::TrustedProxies;
 use reading::Reading;
 pub use values::{
-    Auth, EventKinds, Jwt, LogFormat, Origins, Prefix, PublicKey, QueueType, RateLimit, Routing, Secret,
-    Tracing,
+    Auth, EventKinds, HookKinds, Jwt, LogFormat, Origins, Prefix, PublicKey, QueueType, RateLimit, Routing,
+    Secret, Tracing,
 };
 
 const PUBLIC_PORT: u16 = 8080;
@@ -86,6 +86,10 @@ pub struct Config {
     pub header_timeout: Duration,
     pub receipt_timeout: Duration,
     pub ticket_ttl: Duration,
+    pub hooks: HookKinds,
+    pub hook_timeout: Duration,
+    /// Zero = nothing is kept.
+    pub hook_cache: Duration,
     pub drain: Duration,
     /// How many boxes hold the mail of all users.
     pub boxes: NonZeroU32,
@@ -154,10 +158,7 @@ impl Config {
                 .ok_or_else(none)?,
             routing: routing(&mut from),
             events: from.parsed("EVENTS", EventKinds::parse).unwrap_or_default(),
-            queue_type: match from.word("QUEUE_TYPE") {
-                Some("quorum") => QueueType::Quorum,
-                _ => QueueType::Classic,
-            },
+            queue_type: queue_type(&mut from),
             ingress_partitions: u16::try_from(from.number("INGRESS_PARTITIONS")).unwrap_or(1),
             api_keys: credentials::api_keys(&mut from, &auth),
             key_files: credentials::key_files(&mut from),
@@ -185,6 +186,9 @@ impl Config {
             header_timeout: from.millis("HEADER_TIMEOUT_MS"),
             receipt_timeout: from.millis("RECEIPT_TIMEOUT_MS"),
             ticket_ttl: from.millis("TICKET_TTL_MS"),
+            hooks: from.parsed("HOOKS", HookKinds::parse).unwrap_or_default(),
+            hook_timeout: from.millis("HOOK_TIMEOUT_MS"),
+            hook_cache: from.millis("HOOK_CACHE_MS"),
             drain: from.millis("DRAIN_MS"),
             boxes: boxes(&mut from),
             mailbox_ttl: from.millis("MAILBOX_TTL_MS"),
@@ -193,10 +197,7 @@ impl Config {
             sender_mail: from.count("SENDER_MAIL"),
             sender_mail_rate: from.count("SENDER_MAIL_RATE"),
             log: log(&mut from),
-            log_format: match from.word("LOG_FORMAT") {
-                Some("json") => LogFormat::Json,
-                _ => LogFormat::Text,
-            },
+            log_format: log_format(&mut from),
             trace: trace(&mut from),
         };
         config.check_together(&mut from);
@@ -315,6 +316,20 @@ fn message_rate(from: &mut Reading) -> Option<RateLimit> {
     let narrow = |number: u64| NonZeroU32::new(u32::try_from(number).unwrap_or(u32::MAX));
     let (rate, burst) = (from.number("MESSAGE_RATE"), from.number("MESSAGE_BURST"));
     Some(RateLimit { per_second: narrow(rate)?, burst: narrow(burst)? })
+}
+
+fn queue_type(from: &mut Reading) -> QueueType {
+    match from.word("QUEUE_TYPE") {
+        Some("quorum") => QueueType::Quorum,
+        _ => QueueType::Classic,
+    }
+}
+
+fn log_format(from: &mut Reading) -> LogFormat {
+    match from.word("LOG_FORMAT") {
+        Some("json") => LogFormat::Json,
+        _ => LogFormat::Text,
+    }
 }
 
 fn trace(from: &mut Reading) -> Tracing {

@@ -78,6 +78,32 @@ impl EventKinds {
     }
 }
 
+/// What the application is asked about before it happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HookKinds {
+    pub connect: bool,
+    pub publish: bool,
+    pub subscribe: bool,
+}
+
+impl HookKinds {
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut kinds = Self::default();
+        if text == "none" {
+            return Some(kinds);
+        }
+        for kind in text.split(',') {
+            match kind.trim() {
+                "connect" => kinds.connect = true,
+                "publish" => kinds.publish = true,
+                "subscribe" => kinds.subscribe = true,
+                _ => return None,
+            }
+        }
+        Some(kinds)
+    }
+}
+
 /// How clients prove who they are.
 #[derive(Debug, Clone)]
 pub enum Auth {

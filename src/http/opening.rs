@@ -20,7 +20,7 @@ const HEAD_BYTES_USUAL: usize = 512;
 const HANDSHAKE_RECORD: u8 = 22;
 /// For a client that speaks HTTP where TLS is spoken.
 const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: application/json\r\n\
-    content-length: 99\r\n\r\n\
+    content-length: 95\r\n\r\n\
     {\"error\":{\"code\":\"bad_request\",\"message\":\"TLS is spoken here: use https or wss\",\"retry\":false}}";
 
 /// TLS on a listener, and what handshakes may take.

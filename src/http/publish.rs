@@ -19,11 +19,12 @@ use super::{response, AppState};
 use crate::auth::Caller;
 use crate::clock::Now;
 use crate::error::{Code, Error};
-use crate::ids::MessageId;
+use crate::ids::{MessageId, UserId};
 use crate::metrics::Door;
 use crate::protocol::message::{Message, Sender, Settlement};
 use crate::protocol::publish::{PublishRequest, BATCH_MAX};
 use crate::protocol::reply::Settled;
+use crate::router::hooks::Way;
 
 /// Longest body of an array of messages, in bytes.
 const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -210,6 +211,8 @@ fn elements(body: &[u8]) -> Result<Vec<&RawValue>, Error> {
 struct Checked {
     message: Message,
     wants_answer: bool,
+    /// About whom the application may want to decide.
+    user: Option<UserId>,
 }
 
 fn check(state: &AppState, caller: &Caller, request: PublishRequest) -> Result<Checked, Error> {
@@ -222,18 +225,24 @@ fn check(state: &AppState, caller: &Caller, request: PublishRequest) -> Result<C
     if message.payload.bytes.len() > state.max_message_bytes {
         return Err(Error::bad_request(format!("payload: at most {} bytes", state.max_message_bytes)));
     }
-    match caller.may_publish(&message.target) {
-        true => Ok(Checked { message, wants_answer }),
-        false => Err(Error::new(Code::Forbidden, "to: these credentials may not publish to that target")),
+    if !caller.may_publish(&message.target) {
+        return Err(Error::new(Code::Forbidden, "to: these credentials may not publish to that target"));
     }
+    if state.router.is_reserved(&message.target) {
+        return Err(Error::new(Code::Forbidden, "to: hooks are asked by the gateway alone"));
+    }
+    // Services are not asked about.
+    let user = match caller {
+        Caller::User(identity) if !caller.api() => Some(identity.user.clone()),
+        _ => None,
+    };
+    Ok(Checked { message, wants_answer, user })
 }
 
 async fn settle(state: &AppState, checked: Checked) -> Settlement {
-    let Checked { message, wants_answer } = checked;
-    let settlement = match wants_answer {
-        true => state.router.ask_backend(message).await,
-        false => state.router.deliver(message).await,
-    };
+    let Checked { message, wants_answer, user } = checked;
+    let way = if wants_answer { Way::Request(None) } else { Way::Usual };
+    let settlement = state.router.deliver_as(user.as_ref(), message, way).await;
     state.metrics.settled(Door::Http, settlement.outcome());
     settlement
 }

@@ -21,6 +21,7 @@ use crate::lifecycle::Phase;
 use crate::protocol::close::CloseCode;
 use crate::protocol::wire::handshake::{self, Accepted};
 use crate::protocol::Framing;
+use crate::router::hooks::Question;
 
 /// `GET /ws`.
 pub(super) fn route(state: Arc<AppState>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone {
@@ -142,6 +143,17 @@ fn check(method: &Method, headers: &HeaderMap, framing: Framing) -> Result<Accep
     })
 }
 
+/// Whether the application lets the user connect, if it is to be asked.
+async fn allowed(state: &AppState, client: Client, identity: &Identity) -> Result<(), Refusal> {
+    let address = (!client.is_proxy).then(|| counted(client.address));
+    let verdict = state.router.allowed(Question::connect(&identity.user, address)).await;
+    verdict.map_err(|error| {
+        let is_refused = error.code == Code::Forbidden;
+        let close = if is_refused { CloseCode::Forbidden } else { CloseCode::OverCapacity };
+        Refusal { error, close }
+    })
+}
+
 async fn admit(
     state: &AppState,
     headers: &HeaderMap,
@@ -171,6 +183,9 @@ async fn admit(
     if held >= state.sessions_per_user {
         let text = "as many sessions as one user may have here";
         return Err(Refusal::new(Code::RateLimited, text, CloseCode::OverCapacity));
+    }
+    if let Some(identity) = &identity {
+        allowed(state, client, identity).await?;
     }
     let share = share(state, client)?;
     let unauthenticated = match identity {

@@ -42,11 +42,11 @@ use crate::mail::index::MailIndex;
 use crate::metrics::Metrics;
 use crate::router::readings::{sweep, Readings};
 use crate::router::report::Operators;
-use crate::router::{Places, Router, RouterSettings};
+use crate::router::{Places, Router};
 use crate::session::worker::ADMISSIONS_MAX;
 use crate::tls::{Acceptor, TlsError};
 use keys::KeyReload;
-use settings::{admin_guard, mail_limits, public_guard, session_settings};
+use settings::{admin_guard, mail_limits, public_guard, router_settings, session_settings};
 use state::app_state;
 pub use supervise::{Failure, Failures, Tasks};
 use worker_thread::WorkerThread;
@@ -131,14 +131,6 @@ impl Node {
         let (directory, members, directory_service) =
             Directory::new(config.node_id.clone(), config.routing, config.public_url.clone(), bus.clone());
         let (receipts, receipt_task) = ReceiptSender::start(config.node_id.clone(), bus.clone());
-        let settings = RouterSettings {
-            node: config.node_id.clone(),
-            routing: config.routing,
-            events: config.events,
-            pending_max: config.pending_max,
-            receipt_timeout: config.receipt_timeout,
-            ticket_ttl: config.ticket_ttl,
-        };
         let peers = {
             let directory = directory.clone();
             Box::new(move || -> Vec<NodeId> { directory.peers().into_iter().map(|peer| peer.node).collect() })
@@ -160,7 +152,7 @@ impl Node {
             operators,
             revocations: verifier.revocations().clone(),
         };
-        let router = Router::new(settings, places);
+        let router = Router::new(router_settings(&config), places);
         let tasks = Tasks::new();
         let acceptor = config.tls.as_ref().map(Acceptor::new).transpose()?;
         let keys = KeyReload::new(verifier.clone(), acceptor.clone(), &config);

@@ -5,6 +5,8 @@ use crate::http::addresses::Listener;
 use crate::http::guard::Guard;
 use crate::http::AppState;
 use crate::mail::index::MailLimits;
+use crate::router::hooks::HookSettings;
+use crate::router::RouterSettings;
 use crate::session::SessionSettings;
 
 /// In insecure mode everybody is believed for being on this machine, if only it can connect.
@@ -43,6 +45,18 @@ pub(super) fn mail_limits(config: &Config) -> MailLimits {
         sender_messages: count(config.sender_mail),
         sender_rate,
         sender_burst: sender_rate.saturating_mul(SENDER_BURST_SECONDS),
+    }
+}
+
+pub(super) fn router_settings(config: &Config) -> RouterSettings {
+    RouterSettings {
+        node: config.node_id.clone(),
+        routing: config.routing,
+        events: config.events,
+        pending_max: config.pending_max,
+        receipt_timeout: config.receipt_timeout,
+        ticket_ttl: config.ticket_ttl,
+        hooks: HookSettings { kinds: config.hooks, timeout: config.hook_timeout, cache: config.hook_cache },
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::requests::{Correlation, Full, Request, Requests};
-use super::{failed, order_key, overloaded, settled, unavailable, Router, Settle};
+use super::{failed, order_key, overloaded, unavailable, Router, Settle};
 use crate::bus::Outcome;
 use crate::delivery::application::{self, ReplyTo};
 use crate::delivery::envelope::Scope;
@@ -84,11 +84,6 @@ impl Router {
             }
         };
         self.bus.publish(publish, Box::new(done));
-    }
-
-    /// [`Router::request`] for callers that can wait.
-    pub async fn ask_backend(&self, message: Message) -> Settlement {
-        settled(|settle| self.request(message, None, settle)).await
     }
 
     fn requests(&self) -> MutexGuard<'_, Requests> {

@@ -23,6 +23,7 @@ pub mod channels;
 mod counts;
 pub mod events;
 mod execute;
+pub mod hooks;
 mod mail;
 pub mod path;
 pub mod presence;
@@ -86,6 +87,7 @@ pub struct RouterSettings {
     pub receipt_timeout: Duration,
     /// How long a ticket is good for.
     pub ticket_ttl: Duration,
+    pub hooks: hooks::HookSettings,
 }
 
 pub struct Router {
@@ -114,6 +116,7 @@ pub struct Router {
     operators: report::Operators,
     revocations: Arc<Revocations>,
     tickets: Tickets,
+    hooks: hooks::Hooks,
     presence: presence::Presence,
     channels: channels::Channels,
     counts: Arc<counts::Counts>,
@@ -185,6 +188,7 @@ impl Router {
             rosters: Arc::default(),
             events: Arc::new(events::Events::new(settings.events)),
             tickets: Tickets::new(settings.ticket_ttl),
+            hooks: hooks::Hooks::new(settings.hooks),
             this: OnceLock::new(),
             settings,
             hub,
@@ -285,11 +289,6 @@ impl Router {
             }
             Err(_) => {}
         }
-    }
-
-    /// [`Router::accept`] for callers that can wait.
-    pub async fn deliver(&self, message: Message) -> Settlement {
-        settled(|settle| self.accept(message, settle)).await
     }
 
     /// Receipts of another node.

@@ -10,11 +10,13 @@
 //! - `subscriptions.rs`: which of the worker's sessions get the messages of a channel.
 //! - `socket.rs`: the bounded queue of frames to a socket; `acks.rs`: the messages that the client has yet to
 //!   acknowledge.
+//! - `asking.rs`: what waits until the application has decided.
 //! - `presence.rs`: questions for who is online, and who is in a channel.
 //! - `listeners.rs`: which of the worker's sessions are told who comes to a channel and leaves it.
 //! - `limiter.rs`: which requests are granted, and which client is closed.
 
 mod acks;
+mod asking;
 mod deadlines;
 mod delivery;
 mod drain;

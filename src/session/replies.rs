@@ -36,6 +36,7 @@ pub(super) enum Fate {
     Settled(MessageId, Settlement),
     Subscribed { count: u64 },
     Presence(Presence),
+    Refused(Error),
 }
 
 /// Takes replies from any thread. Overflow policy: a publish for whose reply no room is left is refused with
@@ -78,6 +79,7 @@ pub(super) fn write(worker: &WorkerState, batch: &mut Vec<LateReply>) {
         let reply = match &fate {
             Fate::Settled(message, settlement) => Reply::Settled(Settled::new(message, settlement)),
             Fate::Presence(presence) => Reply::Presence(presence),
+            Fate::Refused(error) => Reply::Error(error),
             Fate::Subscribed { count } => Reply::Subscribed { count: *count },
         };
         session.push_reply(awaited.request.as_deref(), &reply, now);

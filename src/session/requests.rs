@@ -16,6 +16,7 @@ use crate::protocol::publish::PublishRequest;
 use crate::protocol::reply::Reply;
 use crate::protocol::request::{Refusal, Request, RequestBody};
 use crate::protocol::warren_v1;
+use crate::router::hooks::Way;
 use crate::session::limiter::Verdict;
 use crate::session::presence;
 use crate::session::replies::{Awaited, Fate};
@@ -46,7 +47,9 @@ fn handle_unauthenticated(worker: &Rc<WorkerState>, session: &Rc<Session>, text:
         Ok(_) if worker.router.hub().sessions() >= worker.settings.sessions_max => {
             session.close(CloseCode::OverCapacity, 0, worker.now())
         }
-        Ok(identity) => worker.admit(session, identity),
+        // Whoever was let in by its token waits for the welcome.
+        Ok(_) if session.is_undecided.get() => session.close(CloseCode::BadRequest, 0, worker.now()),
+        Ok(identity) => worker.when_may_connect(session, identity, WorkerState::admit),
         Err(error) => session.close(refusal(worker, session, error), 0, worker.now()),
     }
 }
@@ -129,7 +132,9 @@ fn carry_out(worker: &Rc<WorkerState>, session: &Rc<Session>, request: Request<'
     match request.body {
         RequestBody::Publish(publish) => publish_from(worker, session, id, publish)?,
         RequestBody::Ping => session.reply(id, &Reply::Ok, worker.now()),
-        RequestBody::Subscribe { channel, presence } => worker.subscribe(session, id, &channel, presence)?,
+        RequestBody::Subscribe { channel, presence } => {
+            worker.subscribe(session, id, &channel, presence, |_| ())?;
+        }
         RequestBody::Unsubscribe(channel) => worker.on_unsubscribe(session, id, &channel),
         RequestBody::Presence(of) => presence::ask(worker, session, id, of)?,
         RequestBody::Refresh(token) => refresh(worker, session, id, &token)?,
@@ -190,20 +195,11 @@ fn publish_from(
     publish: PublishRequest<'_>,
 ) -> Result<(), Error> {
     let way = match (publish.reply, publish.echo) {
-        (true, _) => Way::Request,
+        (true, _) => Way::Request(Some(session.counter)),
         (false, true) => Way::Usual,
-        (false, false) => Way::WithoutEcho,
+        (false, false) => Way::WithoutEcho(session.counter),
     };
     accept(worker, session, id, way, |sender| publish.into_message(sender, Now::read()))
-}
-
-/// How a message of a client is published.
-pub(super) enum Way {
-    Usual,
-    /// Not back to the session that publishes it.
-    WithoutEcho,
-    /// The application answers it.
-    Request,
 }
 
 /// Accepts a message of the client; `id` is that of the request, for the reply.
@@ -223,6 +219,9 @@ pub(super) fn accept(
     if !identity.caps.may_publish(&message.target) {
         return Err(Error::new(Code::Forbidden, "this session may not publish to that target"));
     }
+    if worker.router.is_reserved(&message.target) {
+        return Err(Error::new(Code::Forbidden, "hooks are asked by the gateway alone"));
+    }
     if session.in_flight.get() >= worker.settings.in_flight_max {
         return Err(Error::new(Code::Overloaded, "too many publishes await their reply"));
     }
@@ -232,10 +231,6 @@ pub(super) fn accept(
     let message_id = message.id.clone();
     // The router settles within its deadlines, also when the session has ended.
     let settle = move |settlement| permit.reply(awaited, Fate::Settled(message_id, settlement));
-    match way {
-        Way::Usual => worker.router.accept(message, Box::new(settle)),
-        Way::WithoutEcho => worker.router.accept_without_echo(message, session.counter, Box::new(settle)),
-        Way::Request => worker.router.request(message, Some(session.counter), Box::new(settle)),
-    }
+    worker.router.publish_as(Some(&identity.user), message, way, Box::new(settle));
     Ok(())
 }

@@ -62,6 +62,8 @@ pub(super) struct Session {
     pub(super) pinged_at: Cell<u32>,
     /// A ping was sent, and no byte has come since.
     pub(super) awaits_pong: Cell<bool>,
+    /// The application is asked whether the user may connect.
+    pub(super) is_undecided: Cell<bool>,
     /// A ping was sent, and its pong has not come. Any other pong is unsolicited (RFC 6455 section 5.5.3).
     pub(super) owes_pong: Cell<bool>,
     pub(super) unfinished: Cell<Option<Unfinished>>,
@@ -107,6 +109,7 @@ impl Session {
             channels: RefCell::new(None),
             pinged_at: Cell::new(opening.pinged_at),
             awaits_pong: Cell::new(false),
+            is_undecided: Cell::new(false),
             owes_pong: Cell::new(false),
             unfinished: Cell::new(None),
             allowance: Cell::new(Allowance::FULL),

@@ -11,7 +11,7 @@ use crate::hub::Tally;
 use crate::ids::ChannelName;
 use crate::protocol::reply::Reply;
 use crate::router::presence::Subscribed;
-use crate::session::replies::{Awaited, Fate};
+use crate::session::replies::{Awaited, Fate, ReplyPermit};
 use crate::session::state::Session;
 use crate::session::worker::WorkerState;
 
@@ -72,12 +72,14 @@ impl Subscriptions {
 
 impl WorkerState {
     /// The session gets the channel's messages from now on; the reply tells that messages published anywhere do.
+    /// `refused` undoes what was done before, if the application does not allow it.
     pub(super) fn subscribe(
-        &self,
+        self: &Rc<Self>,
         session: &Rc<Session>,
         id: Option<&str>,
         channel: &ChannelName,
         presence: Option<bool>,
+        refused: impl FnOnce(&Session) + 'static,
     ) -> Result<(), Error> {
         let identity = session.identity();
         if !identity.as_ref().is_some_and(|identity| identity.may_subscribe(channel)) {
@@ -88,15 +90,34 @@ impl WorkerState {
         if presence == Some(true) && !may_see() {
             return Err(Error::new(Code::Forbidden, "this session may not see who is in that channel"));
         }
-        if self.room_for(session, channel) == Put::NoRoom {
-            let max = self.settings.channels_max;
-            return Err(Error::bad_request(format!("subscribe: at most {max} channels of one session")));
-        }
+        self.check_room(session, channel)?;
         if session.in_flight.get() >= self.settings.in_flight_max {
             return Err(Error::new(Code::Overloaded, "too many requests await their reply"));
         }
         let permit = self.replies.reserve()?;
         session.in_flight.set(session.in_flight.get() + 1);
+        let awaited = Awaited { counter: session.counter, request: id.map(str::to_owned) };
+        self.subscribe_if_allowed(session, (awaited, permit), channel, presence, refused);
+        Ok(())
+    }
+
+    pub(super) fn check_room(&self, session: &Session, channel: &ChannelName) -> Result<(), Error> {
+        if self.room_for(session, channel) == Put::NoRoom {
+            let max = self.settings.channels_max;
+            return Err(Error::bad_request(format!("subscribe: at most {max} channels of one session")));
+        }
+        Ok(())
+    }
+
+    /// The same once nothing stands against it.
+    pub(super) fn subscribe_now(
+        &self,
+        session: &Rc<Session>,
+        awaited: Awaited,
+        channel: &ChannelName,
+        presence: Option<bool>,
+        permit: ReplyPermit,
+    ) {
         let (tell, told) = oneshot::channel();
         let done = move || {
             // The worker may have ended by then.
@@ -107,23 +128,21 @@ impl WorkerState {
         // The tasks are owned by the worker's thread; they end by themselves with the deadlines of the directory and of
         // the question.
         if presence == Some(true) {
-            let ticket = self.listen(session, id, channel, permit);
+            let ticket = self.listen(session, awaited.request.as_deref(), channel, permit);
             tokio::task::spawn_local(async move {
                 let _ = told.await;
                 router.ask_roster(&name, ticket);
             });
-            return Ok(());
+            return;
         }
         if presence == Some(false) {
             self.stop_listening(session, channel);
         }
-        let awaited = Awaited { counter: session.counter, request: id.map(str::to_owned) };
         tokio::task::spawn_local(async move {
             let _ = told.await;
             let count = router.count_in(&name).await;
             permit.reply(awaited, Fate::Subscribed { count });
         });
-        Ok(())
     }
 
     /// Subscribes a session, unless it has as many channels as it may; `done` is called otherwise, when messages that are
@@ -189,6 +208,7 @@ impl WorkerState {
 
     /// Has no effect on a channel that the session does not subscribe to.
     pub(super) fn unsubscribe(&self, session: &Session, channel: &ChannelName) {
+        self.undecided.borrow_mut().remove(&(session.counter, channel.clone()));
         if session.listens_to(channel) {
             self.stop_listening(session, channel);
         }

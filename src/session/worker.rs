@@ -17,6 +17,7 @@ use crate::protocol::close::CloseCode;
 use crate::protocol::reply::{Limits, Welcome};
 use crate::protocol::{sockjs, wire, Codec, Framing};
 use crate::router::Router;
+use crate::session::asking::Undecided;
 use crate::session::deadlines::Intervals;
 use crate::session::delivery;
 use crate::session::drain::Drain;
@@ -45,6 +46,7 @@ pub(super) struct WorkerState {
     pub(super) sessions: RefCell<Slab<Rc<Session>>>,
     pub(super) subscriptions: RefCell<Subscriptions>,
     pub(super) listeners: RefCell<Listeners>,
+    pub(super) undecided: RefCell<Undecided>,
     /// How many of the sessions have no user.
     unauthenticated: Cell<usize>,
     pub(super) scratch: RefCell<Box<[u8]>>,
@@ -91,6 +93,7 @@ impl Worker {
             sessions: RefCell::default(),
             subscriptions: RefCell::default(),
             listeners: RefCell::default(),
+            undecided: RefCell::default(),
             unauthenticated: Cell::new(0),
             scratch: RefCell::new(vec![0; SCRATCH_BYTES].into()),
             sequence: Cell::new(0),

@@ -35,7 +35,7 @@ async fn start(url: &str) -> Node {
 }
 
 /// A backend with a queue of its own.
-struct Backend {
+pub struct Backend {
     _connection: Connection,
     channel: Channel,
     queue: ShortString,
@@ -43,7 +43,7 @@ struct Backend {
 }
 
 impl Backend {
-    async fn bind(url: &str, queue: &str, pattern: &str) -> Self {
+    pub async fn bind(url: &str, queue: &str, pattern: &str) -> Self {
         let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
@@ -65,7 +65,7 @@ impl Backend {
             .await
     }
 
-    async fn next(&mut self) -> Delivery {
+    pub async fn next(&mut self) -> Delivery {
         let next = timeout(PATIENCE, self.consumer.next()).await.expect("a message in time");
         let delivery = next.expect("a consumer").unwrap();
         self.channel.basic_ack(delivery.delivery_tag, BasicAckOptions::default()).await.unwrap();
@@ -80,7 +80,7 @@ impl Backend {
         assert!(sent.await.unwrap().is_ack());
     }
 
-    async fn answer(&self, request: &Delivery, body: &[u8]) {
+    pub async fn answer(&self, request: &Delivery, body: &[u8]) {
         let correlation = request.properties.correlation_id().clone().unwrap();
         self.send(&reply_to(request), BasicProperties::default().with_correlation_id(correlation), body)
             .await;

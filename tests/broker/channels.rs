@@ -12,6 +12,7 @@ use warren::ids::{ChannelName, UserId};
 use warren::node::Node;
 use warren::protocol::message::{Sender, Settlement};
 use warren::protocol::publish::PublishRequest;
+use warren::router::hooks::Way;
 
 use crate::broker::{vhost, Vhost};
 use crate::eventually::eventually;
@@ -81,7 +82,7 @@ async fn only_nodes_with_a_subscriber_get_a_channels_messages() {
             let deliver = |_| {
                 let request = PublishRequest::parse(r#"{"to":"channel.room"}"#).unwrap();
                 let message = request.into_message(Sender::Service { service: "test".into() }, Now::read());
-                publisher.router().deliver(message.unwrap())
+                publisher.router().deliver_as(None, message.unwrap(), Way::Usual)
             };
             let settled = join_all((0..AT_ONCE).map(deliver)).await;
             assert!(settled.iter().all(|settlement| *settlement == Settlement::Published), "{settled:?}");

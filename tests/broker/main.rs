@@ -36,6 +36,7 @@ mod channels;
 mod contract;
 mod events;
 mod healing;
+mod hooks;
 mod lapin_defects;
 mod memory_faults;
 mod migration;

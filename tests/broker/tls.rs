@@ -72,7 +72,8 @@ async fn a_broker_is_believed_by_its_certificate_alone() {
     );
     let late = expired.config("guest:guest@localhost", "", &[("AMQP_CA_FILE", &expired_ca)]);
     assert!(!serves(late).await, "a certificate that has expired");
-    assert_eq!(user.publish("user.bob", "again").await["outcome"], "stored");
+    let mut again = User::connect(node.public(), "alice").await;
+    assert_eq!(again.publish("user.bob", "again").await["outcome"], "stored");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -32,6 +32,7 @@ mod console;
 mod credentials;
 mod deploy;
 mod drain;
+mod hooks;
 mod hostile;
 mod http;
 mod http_details;

@@ -88,7 +88,12 @@ async fn of_two_nodes_that_get_a_ticket_at_once_one_takes_it() {
         let tries = (0..6).map(|at| opens(&cluster, at % 3, &shared));
         let mut statuses = join_all(tries).await;
         statuses.sort_unstable();
-        assert_eq!(statuses, [101, 401, 401, 401, 401, 401], "round {round}");
+        // After many refusals the address has used up its guesses.
+        assert_eq!(statuses[0], 101, "round {round}");
+        assert!(
+            statuses[1..].iter().all(|status| [401, 429].contains(status)),
+            "round {round}: {statuses:?}"
+        );
     }
 }
 
@@ -96,9 +101,13 @@ async fn of_two_nodes_that_get_a_ticket_at_once_one_takes_it() {
 async fn a_ticket_ends_with_its_time_its_token_and_its_node() {
     let mut cluster = Cluster::start(2, &[CHECKED, &[("TICKET_TTL_MS", "1000")]].concat()).await;
     let service = cluster.api(0).with_token(API_KEY);
-    let old = ticket(&service, &json!({"user": "old"})).await;
-    tokio::time::sleep(std::time::Duration::from_millis(1_050)).await;
-    assert_eq!(opens(&cluster, 1, &old).await, 401);
+    let mut old = Vec::new();
+    while let (200, answer) = ask(&service, &json!({"user": "old"})).await {
+        old.push(answer["ticket"].as_str().unwrap().to_owned());
+    }
+    let has_room = || async { ask(&service, &json!({"user": "old"})).await.0 == 200 };
+    eventually("the time of the first one is over", PATIENCE, has_room).await;
+    assert_eq!(opens(&cluster, 1, &old[0]).await, 401);
     // Revoked while it is open.
     let revoked = ticket(&cluster.api(0).with_token(&token("mallory", 60, &[])), &json!({})).await;
     let revoke = service.request(Method::POST, "/v1/revocations").json(&json!({"user": "mallory"}));

@@ -24,7 +24,7 @@ const BEAT_MARGIN_MS: u32 = 2_500;
 impl WorkerState {
     /// CONNECT or STOMP: the version from then on.
     pub(super) fn on_connect(
-        &self,
+        self: &Rc<Self>,
         session: &Rc<Session>,
         stomp: &Stomp,
         frame: &Frame<'_>,
@@ -46,6 +46,7 @@ impl WorkerState {
                 return None;
             }
         };
+        let was_known = stomp.known.borrow().is_some();
         let identity = match identify(&self.settings.verifier, stomp, frame) {
             Ok(identity) => identity,
             Err(error) => {
@@ -58,21 +59,33 @@ impl WorkerState {
                 return None;
             }
         };
+        let then = move |worker: &Self, session: &Rc<Session>, identity| {
+            worker.connected(session, version, beats_ms, identity);
+        };
+        match was_known {
+            // It was decided with the handshake.
+            true => then(self, session, identity),
+            false => self.when_may_connect(session, identity, then),
+        }
+        Some(version)
+    }
+
+    fn connected(&self, session: &Rc<Session>, version: Version, beats_ms: u32, identity: Identity) {
+        let Some(stomp) = session.stomp() else { return };
+        let now = self.now();
         stomp.since_ms.set(unix_ms());
         // The limits were checked when the socket came, but other sessions may have begun since.
         let local = stomp.local(session);
         if self.router.hub().sessions() >= self.settings.sessions_max
             || !self.router.open_silent_session(&identity.user, local, self.settings.sessions_per_user)
         {
-            session.close(CloseCode::OverCapacity, 0, now);
-            return None;
+            return session.close(CloseCode::OverCapacity, 0, now);
         }
         stomp.version.set(version);
         stomp.beats_ms.set(beats_ms);
         let id = self.router.session_id(session.counter);
         session.say(&render::connected(version, &id, &identity.user, beats_ms), now);
         self.begin(session, identity, &[]);
-        Some(version)
     }
 
     /// The client will send nothing more; it waits for the receipt.

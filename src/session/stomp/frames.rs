@@ -51,7 +51,8 @@ impl WorkerState {
 
     fn on_frame(self: &Rc<Self>, session: &Rc<Session>, stomp: &Stomp, frame: &Frame<'_>) -> Option<Version> {
         match session.phase.get() {
-            Phase::Unauthenticated if frame.command == Command::Connect => {
+            // Whoever has sent one waits for CONNECTED.
+            Phase::Unauthenticated if frame.command == Command::Connect && !session.is_undecided.get() => {
                 return self.on_connect(session, stomp, frame);
             }
             Phase::Unauthenticated => {

@@ -12,7 +12,8 @@ use crate::protocol::message::{Form, Guarantee, Payload};
 use crate::protocol::publish::Draft;
 use crate::protocol::stomp::destination::publication;
 use crate::protocol::stomp::frame::Frame;
-use crate::session::requests::{self, Way};
+use crate::router::hooks::Way;
+use crate::session::requests;
 use crate::session::state::Session;
 use crate::session::worker::WorkerState;
 

@@ -64,7 +64,13 @@ impl WorkerState {
             stomp.hand_out_held(session, self.now());
             return Ok(false);
         };
-        let subscribed = self.subscribe(session, frame.raw("receipt"), &channel, None);
+        let (own_id, own_raw) = (id.map(str::to_owned), raw.to_owned());
+        let undo = move |session: &Session| {
+            if let Some(stomp) = session.stomp() {
+                stomp.interests.borrow_mut().remove(own_id.as_deref(), Some(&own_raw));
+            }
+        };
+        let subscribed = self.subscribe(session, frame.raw("receipt"), &channel, None, undo);
         if subscribed.is_err() {
             stomp.interests.borrow_mut().remove(id, Some(raw));
         }
