@@ -1,8 +1,7 @@
 //! The backends of `docs/application.md`, run as they stand there: real client libraries that answer in the standard
 //! way.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{json, Value};
@@ -12,47 +11,12 @@ use warren::node::Node;
 use crate::broker::{self, Vhost};
 use crate::eventually::eventually;
 use crate::nodes::{config, CHECKED, PATIENCE};
+use crate::programs::{in_node, in_python, in_spring, printed, spring_settings, Running};
 use crate::user::User;
 
 const DOCUMENT: &str = include_str!("../../docs/application.md");
-const SPRING: &str = include_str!("spring/pom.xml");
-const MISSING: &str = "the client libraries are missing: run ./test";
 /// For a program that has to start first, on a machine that does other things.
 const STARTED: Duration = Duration::from_secs(120);
-
-#[allow(clippy::disallowed_methods)] // The tests have no configuration file; ./test speaks through these.
-fn environment(name: &str) -> String {
-    std::env::var(name).expect(MISSING)
-}
-
-/// The program of the document whose first line, a comment, names it.
-fn program(name: &str) -> &'static str {
-    let (before, _) = DOCUMENT.split_once(&format!(" {name}\n")).expect("a program in the document");
-    let begin = before.rfind("```").unwrap();
-    let body = DOCUMENT[begin..].split_once('\n').unwrap().1;
-    body.split_once("\n```").unwrap().0
-}
-
-/// A program that runs until this is dropped.
-struct Running(Child);
-
-impl Running {
-    fn goes_on(&mut self) {
-        let ended = self.0.try_wait().unwrap();
-        assert!(ended.is_none(), "the program has ended: {ended:?}");
-    }
-
-    fn start(mut command: Command) -> Self {
-        Self(command.stdin(Stdio::null()).spawn().expect(MISSING))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 struct Stage {
     vhost: Vhost,
@@ -121,48 +85,28 @@ impl Stage {
         let line = line.replace("127.0.0.1:8080", &self.node.public().to_string());
         let mut command = Command::new("sh");
         command.args(["-c", &line]).env("TOKEN", &self.token);
-        let done = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-        assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
-        String::from_utf8(done.stdout).unwrap()
+        printed(command).await
     }
-}
-
-/// A file in the folder of the client libraries.
-fn written(path: &str, text: &str) -> PathBuf {
-    let file = Path::new(&environment("WARREN_TEST_PROGRAMS")).join(path);
-    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-    std::fs::write(&file, text).unwrap();
-    file
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn python_with_pika() {
     let stage = Stage::set().await;
-    let mut command = Command::new(environment("WARREN_TEST_PYTHON"));
-    command.arg(written("orders.py", program("orders.py"))).arg(stage.vhost.url());
-    stage.is_answered(Running::start(command)).await;
+    let mut command = in_python(DOCUMENT, "orders.py");
+    stage.is_answered(Running::start(command.arg(stage.vhost.url()))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn node_with_amqplib() {
     let stage = Stage::set().await;
-    let mut command = Command::new("node");
-    command.arg(written("orders.mjs", program("orders.mjs"))).arg(stage.vhost.url());
-    stage.is_answered(Running::start(command)).await;
+    let mut command = in_node(DOCUMENT, "orders.mjs");
+    stage.is_answered(Running::start(command.arg(stage.vhost.url()))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn java_with_spring() {
     let stage = Stage::set().await;
-    let pom = written("spring/pom.xml", SPRING);
-    written("spring/src/main/java/shop/Orders.java", program("Orders.java"));
-    let mut building = Command::new("mvn");
-    building.args(["-B", "-q", "package", "-f"]).arg(&pom);
-    let built = tokio::task::spawn_blocking(move || building.output().expect(MISSING)).await.unwrap();
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stdout));
-    let mut command = Command::new("java");
-    command.args(["-Xmx128m", "-jar"]).arg(pom.with_file_name("target").join("orders.jar"));
-    command.arg(format!("--spring.rabbitmq.addresses={}", stage.vhost.url()));
-    command.arg("--spring.main.banner-mode=off");
-    stage.is_answered(Running::start(command)).await;
+    let mut command = in_spring("shop.Orders").await;
+    command.args(spring_settings(&stage.vhost.url()));
+    stage.is_answered(Running::start(&mut command)).await;
 }
