@@ -167,3 +167,42 @@ test("the page of the README works as it stands, in two tabs", { timeout: 60_000
   await alice.getByText("bob: still here?").waitFor();
   assert.deepEqual(tabs.flatMap(({ errors }) => errors), []);
 });
+
+test("the first page and the first line of a backend work as the README of the project has them", { timeout: 60_000 }, async (t) => {
+  const browser = await startBrowser(t);
+  const { nodes: [node] } = await Cluster.start(t, 1, ANY_ORIGIN);
+  const readme = await readFile(new URL("../../README.md", import.meta.url), "utf8");
+  const [, html] = /```html\n([^]*?)```/.exec(readme);
+  assert.equal(html.trimEnd().split("\n").length <= 20, true, "at most 20 lines");
+  const folder = mkdtempSync(join(tmpdir(), "warren-page."));
+  t.after(() => rm(folder, { recursive: true }));
+  await writeFile(join(folder, "page.html"), html.replaceAll("http://127.0.0.1:8080", node.http));
+  const tabs = [];
+  for (const user of ["alice", "bob"]) tabs.push(await open(t, browser, `file://${folder}/page.html#${user}`));
+  const [alice, bob] = tabs.map(({ page }) => page);
+  for (const [page, user] of [[alice, "alice"], [bob, "bob"]]) await page.getByText(`${user}: open`).waitFor();
+  // Who is open may not have subscribed yet.
+  const inLobby = async () => (await (await fetch(`${node.http}/v1/channels/lobby`)).json()).count === 2;
+  await eventually(inLobby, "both are in the lobby");
+  await alice.fill("[name=text]", "hello");
+  await alice.click("button");
+  await bob.getByText("alice: hello").waitFor();
+  await alice.getByText("alice: hello").waitFor();
+  const lines = [...readme.matchAll(/^curl (http:\S+) -d '(.*)'$/gm)];
+  const answers = [];
+  for (const [, url, body] of lines) {
+    const answer = await fetch(url.replace("http://127.0.0.1:8080", node.http), { method: "POST", body });
+    answers.push(await answer.json());
+  }
+  assert.deepEqual(answers.map(({ outcome }) => outcome), ["delivered", "answered"]);
+  await alice.getByText("api: your parcel is here").waitFor();
+  await node.stop();
+  await bob.getByText("bob: waiting").waitFor();
+  await node.start();
+  await alice.getByText("alice: open").waitFor();
+  await eventually(inLobby, "both are in the lobby again");
+  await alice.fill("[name=text]", "still here?");
+  await alice.click("button");
+  await bob.getByText("alice: still here?").waitFor();
+  assert.deepEqual(tabs.flatMap(({ errors }) => errors), []);
+});

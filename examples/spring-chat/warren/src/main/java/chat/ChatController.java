@@ -33,11 +33,6 @@ class ChatController {
         rabbit.convertAndSend("warren.ingress", "user." + whisper.to(), said, ChatController::whispers);
     }
 
-    private static Message whispers(Message message) {
-        message.getMessageProperties().setType("/queue/whispers");
-        return message;
-    }
-
     @RabbitListener(bindings = @QueueBinding(value = @Queue("application.chat.comes"), key = "user.online",
             exchange = @Exchange(name = "warren.events", type = "topic")))
     @SendTo("warren.ingress/channel.lobby")
@@ -50,5 +45,10 @@ class ChatController {
     @SendTo("warren.ingress/channel.lobby")
     Said goes(@Payload Event event) {
         return new Said(event.user(), "(has left)");
+    }
+
+    private static Message whispers(Message message) {
+        message.getMessageProperties().setType("/queue/whispers");
+        return message;
     }
 }
