@@ -131,7 +131,7 @@ async fn a_policy_that_loses_mail_is_noticed() {
         if late {
             let canary = format!("warren.box.canary.{id}.{}", a.bus.link().borrow().incarnation.unwrap());
             eventually("its first message is there", BACK, || async {
-                vhost.messages(&canary).await == Some(1)
+                vhost.messages(&canary).await > Some(0)
             })
             .await;
             vhost.management.put(&policy, body).await;
