@@ -47,7 +47,24 @@ pub async fn call(stage: &Stage) {
     assert_eq!(api.ask("DELETE /v1/sessions/{id}", &[&session], None, 200).await["closed"], 1);
     assert_eq!(alice.end().await["code"], 4005);
     end_all(stage).await;
+    tickets(stage).await;
     files(stage).await;
+}
+
+async fn tickets(stage: &Stage) {
+    let operation = "POST /v1/tickets";
+    let body = json!({"user": "erin", "caps": ["publish:user.*"], "channels": ["room"], "session_seconds": 600});
+    let for_erin = stage.api.ask(operation, &[], Some(body), 200).await;
+    let own = stage.http(Some(&token("frank", None, &[]))).ask(operation, &[], None, 200).await;
+    for (ticket, user) in [(for_erin, "erin"), (own, "frank")] {
+        let path = format!("/ws?ticket={}", ticket["ticket"].as_str().unwrap());
+        let client = Client::open(&stage.recording, stage.nodes[0].public(), &path, None).await.welcomed().await;
+        assert_eq!(client.welcome["user"], user);
+    }
+    stage.http(None).ask(operation, &[], None, 401).await;
+    let foreign = Some(json!({"user": "erin"}));
+    stage.http(Some(&token("frank", None, &[]))).ask(operation, &[], foreign, 403).await;
+    stage.api.ask(operation, &[], Some(json!({"user": "erin", "session_seconds": 0})), 400).await;
 }
 
 async fn end_all(stage: &Stage) {
