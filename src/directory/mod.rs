@@ -7,6 +7,7 @@
 //! (live nodes and tombstones), `confirm` (who has merged what) and `watched` (whose holders somebody follows) are joined in `state`, with `strangers` (nodes that are not believed), a pure state machine whose timers are in `schedule`; `service` is
 //! the task that runs it over a [`Bus`].
 
+mod certainty;
 mod cluster;
 mod confirm;
 mod entries;
@@ -227,25 +228,6 @@ impl Directory {
             synced: true,
             silent_for: Duration::ZERO,
         }
-    }
-
-    /// Whether every replica is known to be right and the control exchange has been heard since the link came up.
-    /// Until then more lookups than usual find no node.
-    pub fn synced(&self) -> bool {
-        self.read().is_synced()
-    }
-
-    /// Whether nodes that this one knew may be there and not be heard yet, because the broker was away for all of them.
-    pub fn peers_may_return(&self) -> bool {
-        let now = self.now();
-        self.read().peers_may_return(now)
-    }
-
-    /// How long ago this node sent the last heartbeat that came back to it through the broker. `None`: none
-    /// has since the link came up.
-    pub fn control_seen_ago(&self) -> Option<Duration> {
-        let now = self.now();
-        self.read().control_read_to.map(|at| now.saturating_sub(at))
     }
 
     // ---- what this node has ----

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
+use super::certainty::PEERS_RETURN;
 use super::confirm::{Confirms, WaitId};
 use super::gossip::{Dead, Delta, Dialect, Gossip, Identity, Info, Merged, Snapshot, SnapshotRequest};
 use super::homes::Homes;
@@ -21,12 +22,6 @@ use crate::ids::{Incarnation, NodeId};
 
 /// A peer that asks again sooner than this after it was sent a snapshot has not read that one yet.
 const SERVED_AGAIN_AFTER: Duration = Duration::from_millis(500);
-/// A node that has just got its link hears of the others within this time: each answers its hello with a heartbeat
-/// ([`HELLO_ANSWER_WAIT`]).
-const NEWCOMER_WAIT: Duration = Duration::from_secs(1);
-/// After a loss of the link, other nodes that lost theirs with it may need so long to be back: twice the longest wait
-/// between two tries, and the time of a try.
-const PEERS_RETURN: Duration = Duration::from_secs(5);
 /// Own incarnations that are remembered. More reconnects than this while one old message lingers do not happen.
 const OWN_INCARNATIONS_KEPT: usize = 256;
 
@@ -112,9 +107,9 @@ pub struct State {
     pub(super) effects: Vec<Effect>,
     /// Everything that was published to the control exchange before this moment has been read here.
     pub(super) control_read_to: Option<Duration>,
-    linked_at: Duration,
+    pub(super) linked_at: Duration,
     /// Until then nodes that were there before the link was lost may not have theirs back.
-    returning_until: Duration,
+    pub(super) returning_until: Duration,
 }
 
 impl State {
@@ -145,26 +140,6 @@ impl State {
             linked_at: Duration::ZERO,
             returning_until: Duration::ZERO,
         }
-    }
-
-    /// Whether every replica is known to be right and the control exchange has been heard since the link came up.
-    pub(super) fn is_synced(&self) -> bool {
-        self.control_read_to.is_some() && self.peers.iter().all(|(_, peer)| peer.replica.synced())
-    }
-
-    /// Whether, besides that, all live nodes have had the time to make themselves known.
-    pub(super) fn is_sure(&self, now: Duration) -> bool {
-        self.is_synced() && self.has_heard_all(now)
-    }
-
-    /// Whether all live nodes have had the time to make themselves known.
-    pub(super) fn has_heard_all(&self, now: Duration) -> bool {
-        self.control_read_to.is_some() && now >= self.linked_at + NEWCOMER_WAIT
-    }
-
-    /// Whether nodes that this one knew may be there and not be heard yet, because the broker was away for all of them.
-    pub(super) fn peers_may_return(&self, now: Duration) -> bool {
-        now < self.returning_until
     }
 
     // ---- the own link ----

@@ -53,12 +53,14 @@ pub async fn call(stage: &Stage) {
 
 async fn tickets(stage: &Stage) {
     let operation = "POST /v1/tickets";
-    let body = json!({"user": "erin", "caps": ["publish:user.*"], "channels": ["room"], "session_seconds": 600});
+    let body =
+        json!({"user": "erin", "caps": ["publish:user.*"], "channels": ["room"], "session_seconds": 600});
     let for_erin = stage.api.ask(operation, &[], Some(body), 200).await;
     let own = stage.http(Some(&token("frank", None, &[]))).ask(operation, &[], None, 200).await;
     for (ticket, user) in [(for_erin, "erin"), (own, "frank")] {
         let path = format!("/ws?ticket={}", ticket["ticket"].as_str().unwrap());
-        let client = Client::open(&stage.recording, stage.nodes[0].public(), &path, None).await.welcomed().await;
+        let client =
+            Client::open(&stage.recording, stage.nodes[0].public(), &path, None).await.welcomed().await;
         assert_eq!(client.welcome["user"], user);
     }
     stage.http(None).ask(operation, &[], None, 401).await;
