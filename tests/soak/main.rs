@@ -149,7 +149,7 @@ impl World {
         sleep(ROUND / 4).await;
         self.crowd.storm().await;
         let node = &mut self.nodes[2];
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             node.kill();
         } else {
             node.signal("TERM");
