@@ -32,7 +32,7 @@ impl Crowd {
         Self { ports, chance: StdRng::seed_from_u64(seed), there: JoinSet::new() }
     }
 
-    pub async fn come(&mut self) {
+    pub fn come(&mut self) {
         for _ in 0..CHURNERS {
             let chance = StdRng::seed_from_u64(self.chance.random());
             self.there.spawn(churn(self.ports.clone(), chance));

@@ -145,7 +145,7 @@ impl World {
 
     /// Everything at once for a while, with the end of `node2` in its middle; then what is held when all have left.
     async fn round(&mut self, number: u32) -> Rest {
-        self.crowd.come().await;
+        self.crowd.come();
         sleep(ROUND / 4).await;
         self.crowd.storm().await;
         let node = &mut self.nodes[2];
