@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{json, Value};
@@ -15,6 +16,8 @@ use tungstenite::Message;
 
 use super::nodes::PATIENCE;
 
+/// How long a user waits for something to come: longer than nodes may take to hand over what backends published.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// For a connection that ended without a close frame (RFC 6455 section 7.4.1).
 pub const CUT: u16 = 1006;
 
@@ -113,7 +116,7 @@ impl User {
 
     async fn hear(&mut self) -> Heard {
         loop {
-            let next = timeout(PATIENCE, self.stream.next()).await.expect("something in time");
+            let next = timeout(SILENCE_MAX, self.stream.next()).await.expect("something in time");
             match next {
                 Some(Ok(Message::Text(text))) => {
                     return Heard::Frame(serde_json::from_str(&text).unwrap());
