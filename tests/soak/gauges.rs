@@ -15,7 +15,7 @@ pub struct Held {
     memory_kib: u64,
     files: u64,
     threads: u64,
-    tasks: u64,
+    pub tasks: u64,
 }
 
 impl Held {

@@ -39,6 +39,9 @@ use nodes::{Folder, NodeProcess, NodeSettings};
 const CALM_SHARE: u32 = 6;
 const ROUND: Duration = Duration::from_secs(40);
 const REST_MAX: Duration = Duration::from_secs(90);
+/// Readings of boxes end within this time of each other.
+const SETTLED_AFTER: Duration = Duration::from_secs(6);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How many times longer than in calm the slowest hundredth of the honest messages may take.
 const SLOWDOWN_MAX: u32 = 2;
 /// Below this the scheduler of a machine is measured that the attackers share with the nodes.
@@ -164,7 +167,8 @@ impl World {
         self.rest().await
     }
 
-    /// Returns when nobody but the honest is there, and nothing is under way.
+    /// Returns when only the honest users are there and the boxes of the others have been read: what is under way after the
+    /// others have left is work, and no growth.
     async fn rest(&self) -> Rest {
         let mut held = Vec::new();
         for node in &self.nodes[..2] {
@@ -174,8 +178,21 @@ impl World {
                 sessions == Some(honest::USERS as f64 / 2.0)
             })
             .await;
-            held.push(Held::of(node).await);
+            held.push(self.settled(node).await);
         }
         Rest(held)
+    }
+
+    /// What the node holds once its number of tasks has stopped to fall.
+    async fn settled(&self, node: &NodeProcess) -> Held {
+        let (mut lowest, mut since) = (Held::of(node).await, Instant::now());
+        while since.elapsed() < SETTLED_AFTER {
+            sleep(LOOK_EVERY).await;
+            let now = Held::of(node).await;
+            if now.tasks < lowest.tasks {
+                (lowest, since) = (now, Instant::now());
+            }
+        }
+        lowest
     }
 }
