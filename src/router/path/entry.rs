@@ -42,6 +42,8 @@ pub(super) enum Stage {
 }
 
 pub(super) struct Flight {
+    /// Where it was sent, besides to a home.
+    pub(super) sent_to: Nodes,
     /// The nodes whose receipts are awaited.
     pub(super) waiting: Nodes,
     /// By which home it went, if by one.
@@ -61,6 +63,7 @@ pub(super) struct Flight {
 impl Flight {
     pub(super) fn new(ways: Ways, answer_by: Instant) -> Self {
         Self {
+            sent_to: ways.nodes.clone(),
             waiting: ways.nodes,
             is_relaying: ways.relay.is_some(),
             via: ways.relay,

@@ -22,6 +22,9 @@ pub(super) struct Order {
     again: Option<Ways>,
     pub(super) sent: usize,
     sent_bytes: usize,
+    /// An older one has gone to other nodes than those where the target is now. It may come back from there within moments,
+    /// since the target has moved, and has to go before what is newer.
+    elsewhere: bool,
     /// By which home the last of them went: what follows must not overtake it on another way.
     via: Option<NodeId>,
     pub(super) stored: bool,
@@ -42,6 +45,7 @@ impl Order {
             again,
             sent: 0,
             sent_bytes: 0,
+            elsewhere: false,
             via: None,
             stored: false,
             blocked: false,
@@ -60,10 +64,10 @@ impl Order {
         }
     }
 
-    /// Whether there is no room for one more, or it would go by another home than the one before.
+    /// Whether there is no room for one more, or it might overtake on another way.
     pub(super) fn holds_up(&mut self, ways: &Ways) -> bool {
         self.full = self.sent >= IN_FLIGHT_MAX || self.sent_bytes >= IN_FLIGHT_BYTES_MAX;
-        self.full || self.stored || self.sent > 0 && self.via != ways.relay
+        self.full || self.stored || self.elsewhere || self.sent > 0 && self.via != ways.relay
     }
 
     pub(super) fn note_sent(&mut self, bytes: usize, via: Option<NodeId>) {
@@ -74,6 +78,9 @@ impl Order {
 
     pub(super) fn note_in_flight(&mut self, entry: &Entry, flight: &Flight) {
         self.note_sent(entry.message.bytes(), flight.via.clone());
+        // What a node holds it holds for a session that is there: that would be to wait for the session.
+        let is_awaited = flight.via.is_none() && !flight.held;
+        self.elsewhere |= is_awaited && self.ways.nodes.iter().any(|node| !flight.sent_to.contains(node));
         // Where it is will be known soon, and then it is stored before anything newer.
         self.blocked |= entry.store_next;
     }

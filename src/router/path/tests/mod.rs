@@ -87,3 +87,23 @@ fn a_user_who_takes_nothing_costs_an_origin_little_time() {
     let told = sim.fates.lock().unwrap().values().filter(|fates| !fates.is_empty()).count();
     assert!(told > 280, "only {told} of 300 are settled after 400 ms");
 }
+
+/// What a user had not taken when it moved comes back, and goes to where the user is now before what is newer.
+#[test]
+fn a_user_who_moves_gets_everything_in_order() {
+    let mut sim = Sim::new(false);
+    sim.move_to("b");
+    sim.accept();
+    sim.move_to("c");
+    sim.accept();
+    let to = |node: &str| [NodeId::new(node).unwrap()].into_iter().collect::<Nodes>();
+    assert_eq!(sim.sent, [(1, to("b"))], "the second waits for what becomes of the first");
+    sim.answer(1, "b", Receipt::NotTaken);
+    assert_eq!(sim.sent, [(1, to("b")), (1, to("c")), (2, to("c"))]);
+    // A session that has a message and takes its time keeps nothing from another device.
+    sim.answer(1, "c", Receipt::Held);
+    sim.answer(2, "c", Receipt::Held);
+    sim.move_to("d");
+    sim.accept();
+    assert_eq!(sim.sent.last(), Some(&(3, to("d"))));
+}

@@ -94,6 +94,8 @@ pub(super) struct Sim {
     /// What was shown, session by session.
     pub(super) shown: Vec<Vec<(u64, bool)>>,
     pub(super) fates: Fates,
+    /// Where the origin has sent each message, by its number.
+    pub(super) sent: Vec<(u64, Nodes)>,
     accepted: u64,
 }
 
@@ -135,6 +137,7 @@ impl Sim {
             outbox: VecDeque::new(),
             shown: Vec::new(),
             fates: Fates::default(),
+            sent: Vec::new(),
             accepted: 0,
         }
     }
@@ -146,6 +149,7 @@ impl Sim {
             match effect {
                 Effect::Settle(settle, settlement) => settle(settlement),
                 Effect::Send { tag, message, answer_by, ways } => {
+                    self.sent.push((number(&message), ways.nodes.clone()));
                     let origin = Some(Origin { node: self.a.0.id.clone(), life: self.a.0.life, tag });
                     let envelope =
                         Envelope { message: (*message).clone(), origin, answer_by: Some(answer_by) };
@@ -233,6 +237,16 @@ impl Sim {
         fates.lock().unwrap().insert(n, Vec::new());
         let settle = move |settlement| fates.lock().unwrap().get_mut(&n).unwrap().push((settlement, now));
         self.at_a(Event::Accepted { tag: Tag(n), message, settle: Box::new(settle) });
+    }
+
+    /// The origin hears that the user is on this node, and nowhere else.
+    pub(super) fn move_to(&mut self, node: &str) {
+        *self.a.0.nodes.borrow_mut() = NodeId::new(node).into_iter().collect();
+    }
+
+    /// A node answers the origin.
+    pub(super) fn answer(&mut self, number: u64, node: &str, receipt: Receipt) {
+        self.at_a(Event::Receipt { tag: Tag(number), node: NodeId::new(node).unwrap(), receipt });
     }
 
     pub(super) fn connect(&mut self) {
