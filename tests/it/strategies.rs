@@ -149,6 +149,8 @@ async fn a_node_that_joins_is_asked_too(routing: &str) {
     let mut cluster = cluster(routing, 2).await;
     let mut bob = User::connect(cluster.ws(0), "bob").await;
     let mut on_1 = User::connect(cluster.ws(1), "alice").await;
+    // Else the first one may be stored, and only one of her sessions gets it.
+    delivers(&mut bob, &mut [&mut on_1], "user.alice").await;
     cluster.add();
     timeout(PATIENCE, cluster.nodes[2].ready()).await.expect("it serves");
     // It is known to nobody yet.

@@ -115,7 +115,12 @@ pub fn upgrade_request(path: &str, lines: &str) -> String {
 impl RawClient {
     /// Connects and shakes hands; the answer must be right to the letter.
     pub async fn connect(addr: SocketAddr, path: &str) -> Self {
-        let (head, client) = Self::request(addr, &upgrade_request(path, "")).await;
+        Self::connect_on(TcpStream::connect(addr).await.unwrap(), path).await
+    }
+
+    /// The same over a stream that is connected.
+    pub async fn connect_on(stream: TcpStream, path: &str) -> Self {
+        let (head, client) = Self::request_on(stream, upgrade_request(path, "").as_bytes()).await;
         assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
         assert_eq!(header(&head, "sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
         client
@@ -128,7 +133,10 @@ impl RawClient {
 
     /// The same for a request that frames follow in one write.
     pub async fn request_bytes(addr: SocketAddr, request: &[u8]) -> (String, Self) {
-        let mut stream = TcpStream::connect(addr).await.unwrap();
+        Self::request_on(TcpStream::connect(addr).await.unwrap(), request).await
+    }
+
+    async fn request_on(mut stream: TcpStream, request: &[u8]) -> (String, Self) {
         stream.set_nodelay(true).unwrap();
         stream.write_all(request).await.unwrap();
         let mut client = Self { stream, early: Vec::new() };

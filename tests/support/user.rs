@@ -101,10 +101,10 @@ impl User {
         self.reply_to(id).await
     }
 
+    /// Replies come in the order in which requests are settled, which may be another one than theirs.
     pub async fn reply_to(&mut self, id: u64) -> Value {
-        let reply = self.next("reply").await;
-        assert_eq!(reply["id"], id, "{reply}");
-        reply
+        let wanted = |frame: &Value| frame["type"] == "reply" && frame["id"] == id;
+        self.next_that(wanted, &format!("reply to {id}")).await
     }
 
     /// Publishes and returns the reply.
@@ -114,10 +114,14 @@ impl User {
 
     // ---- hearing ----
 
+    /// Pings of the node do not count: a user who misses a message must not wait for ever.
     async fn hear(&mut self) -> Heard {
+        timeout(SILENCE_MAX, self.hear_sometime()).await.expect("a frame in time")
+    }
+
+    async fn hear_sometime(&mut self) -> Heard {
         loop {
-            let next = timeout(SILENCE_MAX, self.stream.next()).await.expect("something in time");
-            match next {
+            match self.stream.next().await {
                 Some(Ok(Message::Text(text))) => {
                     return Heard::Frame(serde_json::from_str(&text).unwrap());
                 }
@@ -134,14 +138,18 @@ impl User {
 
     /// The next frame of this type; others are kept for whoever asks for them.
     pub async fn next(&mut self, kind: &str) -> Value {
-        if let Some(at) = self.kept.iter().position(|frame| frame["type"] == kind) {
+        self.next_that(|frame| frame["type"] == kind, kind).await
+    }
+
+    async fn next_that(&mut self, wanted: impl Fn(&Value) -> bool, name: &str) -> Value {
+        if let Some(at) = self.kept.iter().position(&wanted) {
             return self.kept.remove(at).unwrap();
         }
         loop {
             match self.hear().await {
-                Heard::Frame(frame) if frame["type"] == kind => return frame,
+                Heard::Frame(frame) if wanted(&frame) => return frame,
                 Heard::Frame(frame) => self.kept.push_back(frame),
-                Heard::Closed(code) => panic!("closed with {code} before a {kind}; kept {:?}", self.kept),
+                Heard::Closed(code) => panic!("closed with {code} before a {name}; kept {:?}", self.kept),
             }
         }
     }
