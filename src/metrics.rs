@@ -64,6 +64,8 @@ pub struct Snapshot {
     pub nodes: usize,
     pub pending: usize,
     pub requests: usize,
+    /// In all mailboxes, as far as this node knows.
+    pub mail: u64,
     pub partitions: usize,
     pub link_ready: bool,
     /// Of the runtime, without those of the threads that serve sockets.
@@ -87,6 +89,7 @@ pub struct Metrics {
     nodes: Gauge,
     pending: Gauge,
     requests: Gauge,
+    mail: Gauge,
     partitions: Gauge,
     link_ready: Gauge,
     tasks: Gauge,
@@ -128,6 +131,11 @@ impl Metrics {
             nodes: metric!(Gauge::default(), "nodes", "Live nodes that this node knows, itself included"),
             pending: metric!(Gauge::default(), "messages_pending", "Messages that await a receipt"),
             requests: metric!(Gauge::default(), "requests_pending", "Requests that await a backend's answer"),
+            mail: metric!(
+                Gauge::default(),
+                "mail_messages",
+                "Messages in the mailboxes of all users, as far as this node knows"
+            ),
             partitions: metric!(
                 Gauge::default(),
                 "ingress_partitions_held",
@@ -199,6 +207,7 @@ impl Metrics {
         self.nodes.set(now.nodes as i64);
         self.pending.set(now.pending as i64);
         self.requests.set(now.requests as i64);
+        self.mail.set(i64::try_from(now.mail).unwrap_or(i64::MAX));
         self.partitions.set(now.partitions as i64);
         self.link_ready.set(now.link_ready.into());
         self.tasks.set(now.tasks as i64);

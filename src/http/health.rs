@@ -71,6 +71,7 @@ pub(super) fn metrics(state: Arc<AppState>) -> impl Filter<Extract = (Response,)
             nodes: state.router.directory().peers().len() + 1,
             pending: state.router.pending(),
             requests: state.router.requests_pending(),
+            mail: state.router.mail().total().messages,
             partitions: state.router.directory().partitions_held(),
             link_ready: state.health.link.borrow().ready(),
             tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),

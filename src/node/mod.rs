@@ -353,10 +353,15 @@ impl Node {
         }
         // What this node answers for is settled before it becomes unreachable for the receipts.
         let settled = async {
-            while self.router.pending() > 0 || self.router.requests_pending() > 0 {
+            while self.router.pending() > 0
+                || self.router.requests_pending() > 0
+                || !self.router.readings().are_over()
+            {
                 tokio::time::sleep(DRAIN_POLL).await;
             }
         };
+        // Mail that was taken leaves its box, and is not shown again elsewhere.
+        self.router.readings().hurry();
         let _ = tokio::time::timeout(SETTLE_MAX, settled).await;
         self.router.give_up_requests("the node shuts down");
         self.router.directory().bye().await;

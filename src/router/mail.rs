@@ -6,6 +6,7 @@ use std::time::Instant;
 use smallvec::smallvec;
 
 use super::path::{Event, Mail, Path, World};
+use super::readings::Readings;
 use super::table::Cell;
 use super::Router;
 use crate::bus::{AckToken, BoxMail, Destination, Lane, Outcome, Properties, Publish};
@@ -14,7 +15,7 @@ use crate::delivery::peer_words::MailNotice;
 use crate::delivery::seen::SeenKey;
 use crate::delivery::trace::Step;
 use crate::error::Code;
-use crate::ids::{UserId, UserKey};
+use crate::ids::{NodeId, UserId, UserKey};
 use crate::protocol::message::Message;
 use crate::protocol::target::Target;
 
@@ -55,6 +56,15 @@ impl Router {
     }
 
     // ---- for readings ----
+
+    pub fn readings(&self) -> &Readings {
+        &self.readings
+    }
+
+    pub(super) fn live_nodes_and_this(&self) -> Vec<NodeId> {
+        let others = self.directory.peers().into_iter().map(|peer| peer.node);
+        others.chain([self.node().clone()]).collect()
+    }
 
     fn ask_path<T>(&self, user: &UserId, question: impl FnOnce(&Path) -> T) -> Option<T> {
         self.paths.find(&Target::User(user.clone())).map(|cell| cell.ask(question))

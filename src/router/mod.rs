@@ -319,6 +319,7 @@ impl Router {
         for cell in self.paths.all() {
             let _ = self.paths.step_cell(&cell, Event::NodeLost(node.clone()), now, self);
         }
+        self.mail.node_lost(&self.live_nodes_and_this());
     }
 
     /// The broker is away: everything that awaits it is settled as `unavailable`.

@@ -29,6 +29,7 @@ fn history(told: &[Told]) -> History {
             attempts: 1,
             retries: 0,
             refusals: 0,
+            refusal: None,
             settlements: u32::from(*told != Told::Nothing && *told != Told::Confirmed),
             told: *told,
             told_us: at_us + 5_000,

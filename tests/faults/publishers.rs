@@ -127,7 +127,8 @@ impl Job {
         match meaning(answer) {
             Some(told) => self.recorder.told(self.key(number), told),
             None => {
-                self.recorder.refused(self.key(number));
+                let code = answer["error"]["code"].as_str().unwrap_or("no code");
+                self.recorder.refused(self.key(number), code);
                 return false;
             }
         }

@@ -113,6 +113,8 @@ pub struct Sent {
     pub retries: u32,
     /// Answers that asked to try again.
     pub refusals: u32,
+    /// The code of the last of them.
+    pub refusal: Option<String>,
     /// Settlements that its sender got.
     pub settlements: u32,
     pub told: Told,
@@ -246,6 +248,7 @@ impl Recorder {
             attempts: 0,
             retries: 0,
             refusals: 0,
+            refusal: None,
             settlements: 0,
             told: Told::Nothing,
             told_us: 0,
@@ -274,9 +277,10 @@ impl Recorder {
     }
 
     /// The sender is asked to try again.
-    pub fn refused(&self, key: Key) {
+    pub fn refused(&self, key: Key, code: &str) {
         if let Some(sent) = self.lock().sent.get_mut(&key) {
             sent.refusals += 1;
+            sent.refusal = Some(code.to_owned());
             sent.settlements += 1;
         }
     }

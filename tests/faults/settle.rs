@@ -71,17 +71,21 @@ impl World {
     /// What is not done yet: queues with messages for users, nodes with unsettled messages.
     async fn left(&self) -> Vec<String> {
         let mut left = vec![];
-        for (queue, count) in self.stage.queues(&self.prefix).await {
+        for (queue, count, held) in self.stage.queues(&self.prefix).await {
             let is_box = queue.contains(".box.") && !queue.contains(".box.canary");
             let mail = queue.contains(".mailbox.") || is_box;
             let waits = queue.ends_with(".ingress")
                 || queue.contains(".ingress.")
                 || mail && !self.scenario.leaves_mail;
             if count > 0 && waits {
-                left.push(format!("{count} messages remain in {queue}"));
+                left.push(format!("{count} messages remain in {queue}, {held} of them with a consumer"));
             }
         }
         for node in &self.nodes {
+            if !left.is_empty() {
+                let known = node.gauge("warren_mail_messages").await;
+                left.push(format!("{} knows of mail: {known:?}", node.name));
+            }
             match node.gauge("warren_messages_pending").await {
                 Some(0.0) => {}
                 Some(count) => left.push(format!("{count} messages are pending on {}", node.name)),
@@ -141,7 +145,7 @@ impl World {
         let end = Instant::now() + STATISTICS_MAX;
         loop {
             let queues = self.stage.queues(&self.prefix).await;
-            let count = queues.into_iter().find(|(name, _)| *name == dead).map_or(0, |(_, count)| count);
+            let count = queues.into_iter().find(|(name, ..)| *name == dead).map_or(0, |(_, count, _)| count);
             if count == self.dead {
                 return;
             }

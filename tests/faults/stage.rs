@@ -160,11 +160,13 @@ impl Stage {
     }
 
     /// Names and depths of the queues whose name begins with `prefix`.
-    pub async fn queues(&self, prefix: &str) -> Vec<(String, u64)> {
+    /// Each queue with its messages, and how many of them a consumer holds.
+    pub async fn queues(&self, prefix: &str) -> Vec<(String, u64, u64)> {
         let all = self.brokers[0].management.get("queues/%2f").await;
         let queue = |queue: &Value| {
             let name = queue["name"].as_str()?.to_owned();
-            name.starts_with(prefix).then(|| (name, queue["messages"].as_u64().unwrap_or(0)))
+            let count = |kind: &str| queue[kind].as_u64().unwrap_or(0);
+            name.starts_with(prefix).then(|| (name, count("messages"), count("messages_unacknowledged")))
         };
         all.as_array().into_iter().flatten().filter_map(queue).collect()
     }
@@ -216,7 +218,7 @@ impl Stage {
     /// Removes what a scenario has left behind.
     pub async fn clear(&self, prefix: &str) {
         let management = &self.brokers[0].management;
-        for (queue, _) in self.queues(prefix).await {
+        for (queue, ..) in self.queues(prefix).await {
             management.delete(&format!("queues/%2f/{queue}")).await;
         }
     }

@@ -63,7 +63,7 @@ async fn a_client_that_stops_reading_is_cut_off_and_nobody_else_notices() {
     });
     let ((), worst) = tokio::join!(sending, join_all(reading));
     let worst = worst.into_iter().max().unwrap();
-    assert!(worst < 500, "a message took {worst} ms");
+    assert!(worst < 2_000, "a message took {worst} ms");
     eventually("the stuck one is gone", PATIENCE, || async { hub.sessions() == 0 }).await;
     let metrics = cluster.admin(0).request(reqwest::Method::GET, "/metrics").send().await.unwrap();
     let metrics = metrics.text().await.unwrap();

@@ -234,7 +234,7 @@ async fn useless_acknowledgements_and_pongs_are_limited_like_requests() {
         };
         let (code, worst) = tokio::join!(flooding, asking);
         assert_eq!(code, Some(4101), "{what}");
-        assert!(worst < Duration::from_millis(500), "{what}: {worst:?}");
+        assert!(worst < Duration::from_secs(2), "{what}: {worst:?}");
     }
     let mut mean = User::open(cluster.ws(0), "/ws?user=mean&ack=client", &[]).await.welcomed().await;
     let ids = vec!["u"; 1_025];

@@ -267,14 +267,15 @@ async fn at_most_once_is_published_and_not_promised() {
 }
 
 #[tokio::test]
-async fn a_time_to_live_ends_a_message_that_cannot_be_delivered() {
+async fn a_message_that_may_have_been_shown_is_not_called_expired() {
     let cluster = Cluster::start(2, &[("RECEIPT_TIMEOUT_MS", "300")]).await;
     let _alice = User::connect(cluster.ws(1), "alice").await;
     let mut bob = User::connect(cluster.ws(0), "bob").await;
     cluster.knows("alice", &[1]).await;
     cluster.broker.freeze(cluster.nodes[1].id(), true);
+    // Nobody knows whether her node has shown it.
     let reply = bob.ask(json!({"type": "publish", "to": "user.alice", "ttl": 100, "payload": "stale"})).await;
-    assert_eq!((&reply["outcome"], &reply["error"]["code"]), (&json!("expired"), &json!("expired")));
+    assert_eq!((&reply["error"]["code"], &reply["error"]["retry"]), (&json!("unavailable"), &json!(true)));
     let reply = bob.publish("user.alice", "patient").await;
     assert_eq!(reply["outcome"], "stored", "{reply}");
     cluster.broker.freeze(cluster.nodes[1].id(), false);

@@ -93,9 +93,11 @@ pub struct Part {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Gossip {
     Batch(Batch),
-    /// "Tell me everything that you know."
+    /// "Tell me everything that you know." For one node, and yet told to all as batches are: in the queue of the node that is
+    /// asked it stands behind every batch that was told before the asker could hear any.
     Ask {
         from: NodeId,
+        to: NodeId,
         request: u64,
     },
     Part(Part),
@@ -159,7 +161,7 @@ mod tests {
     fn fuzzed() {
         let from = NodeId::new("n-1").unwrap();
         let good = [
-            Gossip::Ask { from: from.clone(), request: 7 }.encode().unwrap(),
+            Gossip::Ask { from: from.clone(), to: from.clone(), request: 7 }.encode().unwrap(),
             br#"{"v":1,"type":"batch","from":"n-1","life":3,"seq":1,"deposits":[],"taken":[],"exact":[]}"#.to_vec(),
             br#"{"v":1,"type":"part","from":"n-1","to":"n-2","request":7,"part":0,"parts":1,"users":[],"senders":[],"readings":[]}"#.to_vec(),
         ];

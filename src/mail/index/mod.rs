@@ -7,10 +7,11 @@
 //!
 //! Reading order: `gossip` is what goes over the wire; `counts` (mail in boxes), `senders` (limits for senders), `heard`
 //! (which gossip is merged), `outgoing` (what is to be told) and `sync` and `snapshots` (what a fresh node
-//! asks and is told) are joined in `state`,
-//! a pure machine; `service` is the task that lets it run over a [`Bus`].
+//! asks and is told), `unsure` (what a node that is gone may not have taken after all) are joined in `state`,
+//! a pure machine with `effect`s; `service` is the task that lets it run over a [`Bus`].
 
 mod counts;
+mod effect;
 mod gossip;
 mod heard;
 mod outgoing;
@@ -21,13 +22,14 @@ mod state;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod unsure;
 
 use std::future::Future;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::Notify;
+use tokio::sync::{watch, Notify};
 
 pub use self::counts::Total;
 pub use self::gossip::MAIL_INDEX_KIND;
@@ -36,7 +38,7 @@ pub use self::state::Began;
 
 use self::gossip::{Count, Deposit, Gossip};
 use self::state::Index;
-use crate::bus::{BoxNumber, Bus};
+use crate::bus::{BoxNumber, Bus, Link};
 use crate::ids::{Life, NodeId, UserId, UserKey};
 
 /// How much mail may wait.
@@ -76,6 +78,7 @@ pub struct MailIndex {
 
 struct Shared {
     bus: Arc<dyn Bus>,
+    links: watch::Receiver<Link>,
     boxes: NonZeroU32,
     peers: Peers,
     /// Held for microseconds at a time: never across an await, and with no callback inside but `peers`, which may lock
@@ -95,7 +98,8 @@ impl MailIndex {
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let boxes = bus.boxes().boxes;
         let state = Index::new(node, Life::generate(), boxes, limits, Instant::now());
-        let shared = Shared { bus, boxes, peers, state: Mutex::new(state), wake: Notify::new() };
+        let links = bus.link();
+        let shared = Shared { bus, links, boxes, peers, state: Mutex::new(state), wake: Notify::new() };
         let index = Self { shared: Arc::new(shared) };
         let service = service::run(index.clone());
         (index, service)
@@ -158,6 +162,12 @@ impl MailIndex {
         self.lock().doubt(number);
     }
 
+    /// Another node is gone; `live`: all that are left, with this one. One of them reads the boxes out of which mail was taken
+    /// lately: acknowledgements of the node that is gone may not have reached the broker.
+    pub fn node_lost(&self, live: &[NodeId]) {
+        self.lock().node_lost(Instant::now(), live);
+    }
+
     /// Takes gossip of this kind ([`MAIL_INDEX_KIND`]), which must come from a node; over the control exchange or
     /// directly. The users who newly have mail. `Err` is for the log: such a body is of no use again.
     pub fn on_gossip(&self, kind: &str, body: &[u8]) -> Result<Vec<UserKey>, String> {
@@ -165,7 +175,14 @@ impl MailIndex {
             return Err(format!("gossip of an unknown type: {kind:.64}"));
         }
         let gossip = Gossip::decode(body)?;
-        let newly = self.lock().receive(gossip, Instant::now());
+        // The service may not have heard of a new link yet, and a node that asks over it must not be told that this one
+        // knows everything.
+        let incarnation = self.shared.links.borrow().incarnation;
+        let newly = {
+            let mut state = self.lock();
+            state.link_is(incarnation, Instant::now());
+            state.receive(gossip, Instant::now())
+        };
         self.shared.wake.notify_one();
         Ok(newly)
     }

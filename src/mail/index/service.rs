@@ -5,11 +5,10 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::time::sleep_until;
 
+use super::effect::Effect;
 use super::gossip::MAIL_INDEX_KIND;
-use super::state::Effect;
 use super::MailIndex;
 use crate::bus::{Destination, Lane, Outcome, Properties, Publish};
-use crate::ids::Incarnation;
 
 /// All gossip has one order key: a reading must not overtake the deposits that it counted.
 const ORDER_KEY: u64 = 0x6d61_696c;
@@ -28,18 +27,24 @@ impl Drop for Unannounced {
 pub(super) async fn run(index: MailIndex) {
     let _unannounced = Unannounced(index.clone());
     let mut links = index.shared.bus.link();
-    let mut incarnation: Option<Incarnation> = None;
+    let mut unsure_since = Some(Instant::now());
     loop {
         let link = *links.borrow_and_update();
         let now = Instant::now();
-        let (effects, next) = {
+        let (effects, next, is_complete) = {
             let mut state = index.lock();
-            if link.incarnation.is_some() && link.incarnation != incarnation {
-                incarnation = link.incarnation;
-                state.link_up(now);
-            }
-            (state.poll(now, &*index.shared.peers), state.next_poll(now))
+            state.link_is(link.incarnation, now);
+            (state.poll(now, &*index.shared.peers), state.next_poll(now), state.is_complete())
         };
+        match (unsure_since, is_complete) {
+            (Some(since), true) => {
+                unsure_since = None;
+                let after_ms = now.saturating_duration_since(since).as_millis();
+                tracing::info!(after_ms, "it is known again whose mail is in which box");
+            }
+            (None, false) => unsure_since = Some(now),
+            _ => {}
+        }
         for effect in effects {
             index.carry_out(effect);
         }
@@ -69,6 +74,9 @@ impl MailIndex {
                     }
                 };
                 self.shared.bus.publish(publish(Destination::Control, body), Box::new(done));
+            }
+            Effect::Ask { body } => {
+                self.shared.bus.publish(publish(Destination::Control, body), Box::new(log_if_unconfirmed));
             }
             Effect::Send { node, body } => {
                 let to = Destination::Nodes([node].into_iter().collect());

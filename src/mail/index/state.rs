@@ -5,19 +5,18 @@ use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
-
 use super::counts::{Counts, Found, Waiting};
+use super::effect::{ask, send, Effect};
 use super::gossip::{Batch, Count, Deposit, Exact, Gossip, Part, Taken, ENTRIES_MAX};
 use super::heard::Heard;
-use super::outgoing::{Announced, Outgoing, Step};
+use super::outgoing::{Announced, Outgoing};
 use super::senders::{Rates, Senders};
 use super::snapshots::{parts, Snapshots};
 use super::sync::Sync;
+use super::unsure::{is_responsible, Unsure};
 use super::{MailLimits, Refusal};
 use crate::bus::BoxNumber;
-use crate::ids::{Life, NodeId, UserKey};
+use crate::ids::{Incarnation, Life, NodeId, UserKey};
 
 /// A box in which somebody has mail is read again after so long: that finds mail that expired.
 const READ_EVERY: Duration = Duration::from_secs(3600);
@@ -25,24 +24,6 @@ const READ_EVERY: Duration = Duration::from_secs(3600);
 const DUE_AGAIN: Duration = Duration::from_secs(60);
 /// What a node said may be on its way for so long.
 const ON_ITS_WAY: Duration = Duration::from_secs(3);
-/// What the machine wants done.
-pub enum Effect {
-    /// Tell every node, and report the broker's answer to [`Index::published`].
-    Publish { seq: u64, body: Bytes },
-    /// Tell one node directly.
-    Send { node: NodeId, body: Bytes },
-    /// Call these.
-    Tell { announced: Vec<Announced>, confirmed: bool },
-}
-
-impl From<Step> for Effect {
-    fn from(step: Step) -> Self {
-        match step {
-            Step::Publish { seq, body } => Self::Publish { seq, body },
-            Step::Tell { announced, confirmed } => Self::Tell { announced, confirmed },
-        }
-    }
-}
 
 /// A reading of a box that began; see [`Index::reading_began`].
 #[derive(Debug)]
@@ -55,6 +36,7 @@ pub struct Began {
 pub struct Index {
     node: NodeId,
     life: Life,
+    incarnation: Option<Incarnation>,
     limits: MailLimits,
     counts: Counts,
     senders: Senders,
@@ -65,6 +47,7 @@ pub struct Index {
     heard: Heard,
     outgoing: Outgoing,
     sync: Sync,
+    unsure: Unsure,
     /// This node's last reading of each box.
     own_readings: HashMap<BoxNumber, u64>,
     /// When a box that was due was last handed out to be read.
@@ -84,17 +67,26 @@ impl Index {
             heard: Heard::default(),
             outgoing: Outgoing::new(life),
             sync: Sync::new(boxes, life.0, now),
+            unsure: Unsure::default(),
             own_readings: HashMap::new(),
             tried: HashMap::new(),
             snapshots: Snapshots::new(now),
             has_ended: false,
+            incarnation: None,
             node,
             life,
             limits,
         }
     }
 
-    /// The node's queues exist anew: gossip may have been missed.
+    /// Of what link that which comes next is. If the node's queues exist anew, gossip may have been missed.
+    pub fn link_is(&mut self, incarnation: Option<Incarnation>, now: Instant) {
+        if incarnation.is_some() && incarnation != self.incarnation {
+            self.incarnation = incarnation;
+            self.link_up(now);
+        }
+    }
+
     pub fn link_up(&mut self, now: Instant) {
         self.sync.begin(now);
         self.counts.log_anew(now);
@@ -105,6 +97,11 @@ impl Index {
 
     pub fn may_have(&self, user: UserKey) -> bool {
         !self.sync.knows(self.counts.number(user)) || self.waiting(user).count > 0
+    }
+
+    /// Of every box it is known whose mail is in it.
+    pub fn is_complete(&self) -> bool {
+        self.sync.is_complete()
     }
 
     pub fn waiting(&self, user: UserKey) -> Waiting {
@@ -225,12 +222,21 @@ impl Index {
     /// The broker may hold this mail or not: nobody tells of it, so its box is to be read.
     pub fn uncertain(&mut self, mail: Deposit) {
         self.release(mail);
-        self.sync.doubt(self.counts.number(mail.user));
+        self.sync.doubt_own(self.counts.number(mail.user));
     }
 
     /// What is known of this box may be wrong: it is to be read.
     pub fn doubt(&mut self, number: BoxNumber) {
         self.sync.doubt(number);
+    }
+
+    /// Another node is gone: what it took lately may lie in its box again. `live`: as for [`next_due_box`](Self::next_due_box).
+    pub fn node_lost(&mut self, now: Instant, live: &[NodeId]) {
+        for number in self.unsure.lately(now) {
+            if is_responsible(&self.node, live, number) {
+                self.sync.doubt(number);
+            }
+        }
     }
 
     /// What was not told is found anew, and told then.
@@ -271,8 +277,8 @@ impl Index {
                 self.merge(batch, now)
             }
             Gossip::Batch(_) | Gossip::Unknown => Vec::new(),
-            Gossip::Ask { from, request } => {
-                if from != self.node && self.snapshots.has_room() {
+            Gossip::Ask { from, to, request } => {
+                if to == self.node && self.snapshots.has_room() {
                     let parts = parts(request, self.sync.is_complete(), &self.counts, &self.senders);
                     self.snapshots.add(from, parts);
                 }
@@ -304,11 +310,12 @@ impl Index {
             let age = Duration::from_millis(exact.age_ms).saturating_add(ON_ITS_WAY);
             let found = Found { number, reading: exact.reading, age, covers: &covers, users: &exact.found };
             if let Some(more) = self.counts.exact(&found, now) {
-                self.sync.is_read(number);
+                self.sync.is_read_elsewhere(number);
                 newly.extend(more);
             }
         }
         for taken in batch.taken {
+            self.unsure.note_taken(self.counts.number(taken.mail.user), now);
             self.take(taken);
         }
         newly
@@ -348,10 +355,10 @@ impl Index {
         let mut effects: Vec<Effect> = self.outgoing.poll(now).into_iter().map(Effect::from).collect();
         self.doubt_untold();
         if let Some((node, request)) = self.sync.poll(now, peers) {
-            effects.extend(send(node, &Gossip::Ask { from: self.node.clone(), request }));
+            effects.extend(ask(self.node.clone(), node, request));
         }
         for (node, part) in self.snapshots.poll(now) {
-            effects.extend(send(node, &Gossip::Part(part)));
+            effects.extend(send(node, part));
         }
         effects
     }
@@ -377,21 +384,4 @@ impl Index {
     pub fn reservations(&self) -> usize {
         self.reserved.len() + self.reserved_senders.len()
     }
-}
-
-fn send(node: NodeId, gossip: &Gossip) -> Option<Effect> {
-    match gossip.encode() {
-        Ok(body) => Some(Effect::Send { node, body: body.into() }),
-        Err(error) => {
-            tracing::error!(%error, "mail gossip cannot be written");
-            None
-        }
-    }
-}
-
-/// Rendezvous hashing: of all live nodes the one whose hash with the box is the highest.
-fn is_responsible(own: &NodeId, live: &[NodeId], number: BoxNumber) -> bool {
-    let weight = |node: &NodeId| xxh3_64_with_seed(node.as_str().as_bytes(), u64::from(number.0));
-    let mine = weight(own);
-    live.iter().all(|node| (weight(node), node) <= (mine, own))
 }

@@ -33,6 +33,9 @@ pub struct Sync {
     left: usize,
     /// Boxes in which a deposit may lie that no node knows of. No snapshot tells of it: they are read.
     doubtful: BTreeSet<BoxNumber>,
+    /// Of these, those in which the deposit would be one of this node, and may be on its way still: only a reading of this
+    /// node ends behind all that it has handed in.
+    own: BTreeSet<BoxNumber>,
     /// Where the next look for an unread box begins.
     cursor: usize,
     /// The doubtful box that was handed out last, while every second look is for one of those.
@@ -51,6 +54,7 @@ impl Sync {
             unread: vec![true; boxes],
             left: boxes,
             doubtful: BTreeSet::new(),
+            own: BTreeSet::new(),
             cursor: (first % boxes as u64) as usize,
             last_doubtful: None,
             is_doubts_turn: true,
@@ -87,7 +91,22 @@ impl Sync {
         }
     }
 
+    /// The same of a deposit of this node.
+    pub fn doubt_own(&mut self, number: BoxNumber) {
+        self.own.insert(number);
+        self.doubt(number);
+    }
+
+    /// Another node has read the box.
+    pub fn is_read_elsewhere(&mut self, number: BoxNumber) {
+        if !self.own.contains(&number) {
+            self.is_read(number);
+        }
+    }
+
+    /// This node has read the box.
     pub fn is_read(&mut self, number: BoxNumber) {
+        self.own.remove(&number);
         self.doubtful.remove(&number);
         if let Some(unread) = self.unread.get_mut(number.0 as usize) {
             self.left -= usize::from(std::mem::replace(unread, false));
@@ -242,6 +261,21 @@ mod tests {
         sync.doubt(BoxNumber(3));
         sync.is_read(BoxNumber(0));
         assert!(sync.is_complete(), "there is no such box");
+    }
+
+    #[test]
+    fn what_another_node_read_says_nothing_of_a_deposit_that_may_be_on_its_way() {
+        let now = Instant::now();
+        let mut sync = Sync::new(NonZeroU32::new(3).unwrap(), 1, now);
+        (0..3).for_each(|number| sync.is_read(BoxNumber(number)));
+        sync.doubt_own(BoxNumber(1));
+        sync.doubt(BoxNumber(2));
+        sync.is_read_elsewhere(BoxNumber(1));
+        sync.is_read_elsewhere(BoxNumber(2));
+        assert!(!sync.knows(BoxNumber(1)) && sync.knows(BoxNumber(2)));
+        assert_eq!(sync.next_unread(), Some(BoxNumber(1)));
+        sync.is_read(BoxNumber(1));
+        assert!(sync.is_complete());
     }
 
     #[test]

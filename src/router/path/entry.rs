@@ -133,6 +133,11 @@ pub(super) fn expired() -> Settlement {
     failed(Code::Expired, "the time to live is over")
 }
 
+/// Whether anybody was shown the message is not known.
+pub(super) fn unanswered() -> Settlement {
+    failed(Code::Unavailable, "the receiver's node did not answer; try again")
+}
+
 pub(super) fn unavailable() -> Settlement {
     failed(Code::Unavailable, "the broker cannot be reached; try again")
 }

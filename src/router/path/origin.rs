@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::entry::{expired, failed, overloaded, unavailable, Entry, Flight, Stage};
+use super::entry::{expired, failed, overloaded, unanswered, unavailable, Entry, Flight, Stage};
 use super::order::Order;
 use super::{Deposited, Effect, World};
 use crate::bus::Outcome;
@@ -180,6 +180,13 @@ impl OriginSide {
         }
     }
 
+    /// Its time is over. Whether it was shown before that is not known of one that a node did not answer.
+    fn settle_expired(&mut self, at: usize, effects: &mut Vec<Effect>) {
+        let entry = &self.entries[at];
+        let settlement = if entry.unknown || entry.shown { unanswered() } else { expired() };
+        self.settle(at, settlement, effects);
+    }
+
     /// An attempt is over when no node is left to answer.
     pub(super) fn conclude(&mut self, at: usize, effects: &mut Vec<Effect>) {
         let entry = &mut self.entries[at];
@@ -283,7 +290,9 @@ impl OriginSide {
                 let sessions = flight.sessions;
                 self.settle(at, Settlement::Delivered { sessions }, effects);
             }
-            _ if is_expired => self.settle(at, expired(), effects),
+            // It may have been shown, and the answer may be lost.
+            Stage::InFlight(_) if is_expired => self.settle(at, unanswered(), effects),
+            _ if is_expired => self.settle_expired(at, effects),
             Stage::InFlight(_) | Stage::Waiting if overdue => {
                 self.store_everything();
                 self.entries[at].stage = Stage::ToStore;
@@ -308,7 +317,7 @@ impl OriginSide {
             Stage::Waiting | Stage::ToStore => {}
         }
         if entry.message.is_expired(order.now) {
-            self.settle(at, expired(), effects);
+            self.settle_expired(at, effects);
             return false;
         }
         let ways = order.ways_of(entry);
@@ -326,7 +335,7 @@ impl OriginSide {
         let entry = &mut self.entries[at];
         if !entry.can_be_stored() {
             let settlement = match (entry.unknown, order.peers_may_return && entry.not_here.is_empty()) {
-                (true, _) => failed(Code::Unavailable, "the receiver's node did not answer; try again"),
+                (true, _) => unanswered(),
                 (_, true) => failed(Code::Unavailable, "the receiver's node may not be back yet; try again"),
                 _ => failed(Code::Offline, "not connected anywhere"),
             };

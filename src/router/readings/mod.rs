@@ -148,6 +148,17 @@ impl Readings {
         Ok(true)
     }
 
+    /// What could wait waits no longer: the node is about to end.
+    pub fn hurry(&self) {
+        self.desks().values_mut().for_each(|desk| desk.not_before = None);
+        self.shared.wake.notify_one();
+    }
+
+    /// Nothing is to be read, and nothing is being read.
+    pub fn are_over(&self) -> bool {
+        self.desks().is_empty()
+    }
+
     /// The next box to read, and when the one after it is due.
     fn next(&self, now: Instant) -> (Option<(BoxNumber, Arc<News>)>, Option<Instant>) {
         let mut desks = self.desks();

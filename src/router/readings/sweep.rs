@@ -25,11 +25,10 @@ const BUSY: Duration = Duration::from_millis(50);
 /// Runs for ever.
 pub async fn sweep(router: Arc<Router>) {
     loop {
-        let due = router.mail().next_unread_box().or_else(|| {
-            let mut live: Vec<_> = router.directory().peers().into_iter().map(|peer| peer.node).collect();
-            live.push(router.node().clone());
-            router.mail().next_due_box(Instant::now(), &live)
-        });
+        let due = router
+            .mail()
+            .next_unread_box()
+            .or_else(|| router.mail().next_due_box(Instant::now(), &router.live_nodes_and_this()));
         let began = Instant::now();
         let pause = match due {
             None => IDLE,

@@ -64,7 +64,7 @@ pub fn delete_queues(world: &mut World) -> BoxFuture<'_, ()> {
         for kind in [format!("node.node{first}"), format!("control.node{second}")] {
             let name = format!("{}.{kind}.", world.prefix);
             let queues = world.stage.queues(&name).await;
-            for (queue, _) in queues {
+            for (queue, ..) in queues {
                 world.recorder.harm(ALL_NODES, format!("rabbitmqctl delete_queue {queue}"));
                 world.stage.brokers[0].ctl(&["delete_queue", &queue]).await;
             }

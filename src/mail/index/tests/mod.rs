@@ -6,8 +6,9 @@ mod simulation;
 use std::num::NonZeroU32;
 use std::time::Instant;
 
+use super::effect::Effect;
 use super::gossip::{Deposit, Gossip};
-use super::state::{Effect, Index};
+use super::state::Index;
 use super::MailLimits;
 use crate::ids::{Life, NodeId, UserKey};
 

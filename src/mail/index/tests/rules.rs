@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::super::effect::Effect;
 use super::super::gossip::{Count, Gossip};
 use super::super::outgoing::{ANNOUNCE_DEADLINE, BATCH_WAIT};
-use super::super::state::{Effect, Index};
+use super::super::state::Index;
 use super::super::{MailLimits, Refusal};
 use super::{carry_out, index, mail, node, told, BOXES, LIMITS};
 use crate::bus::BoxNumber;
-use crate::ids::{Life, UserKey};
+use crate::ids::{Incarnation, Life, UserKey};
 
 fn known(number: usize, now: Instant) -> Index {
     let mut index = index(number, now);
@@ -154,11 +155,13 @@ fn a_fresh_node_learns_from_a_snapshot() {
     b.link_up(now);
     let mut ask = None;
     for effect in b.poll(now, || vec![node(0)]) {
-        if let Effect::Send { node: to, body } = effect {
-            assert_eq!(to, node(0));
+        if let Effect::Ask { body } = effect {
             ask = Some(Gossip::decode(&body).unwrap());
         }
     }
+    let asked =
+        |asked: &Gossip| matches!(asked, Gossip::Ask { from, to, .. } if *from == node(1) && *to == node(0));
+    assert!(ask.as_ref().is_some_and(asked), "{ask:?}");
     a.receive(ask.unwrap(), now);
     let mut learned = 0;
     for step in 0..10 {
@@ -236,4 +239,64 @@ fn what_could_not_be_told_is_found_by_a_reading() {
         a.exact(began, vec![], now, 3);
     }
     assert_eq!(a.next_unread_box(), None);
+}
+
+#[test]
+fn what_a_node_that_is_gone_took_lately_is_looked_for_by_one_of_the_others() {
+    let now = Instant::now();
+    let (mut a, mut b, mut c) = (known(0, now), known(1, now), known(2, now));
+    let taken = mail(3, 3, 10);
+    store(&mut a, 3, now);
+    let number = BoxNumber((3 % u64::from(BOXES.get())) as u32);
+    let began = b.reading_began(number, now);
+    b.exact(began, vec![Count(UserKey(3), 1, 10)], now, 9);
+    b.taken(taken, now);
+    for gossip in told(&mut a, now + BATCH_WAIT).into_iter().chain(told(&mut b, now + BATCH_WAIT)) {
+        a.receive(gossip.clone(), now);
+        c.receive(gossip, now);
+    }
+    assert_eq!((waiting(&a, 3), waiting(&c, 3)), (0, 0));
+    let live = [node(0), node(2)];
+    a.node_lost(now, &live);
+    c.node_lost(now, &live);
+    let mut looked = vec![a.next_unread_box(), c.next_unread_box()];
+    looked.sort_unstable();
+    assert_eq!(looked, [None, Some(number)], "by one of them");
+    assert!([&a, &c].into_iter().any(|index| index.may_have(UserKey(3))));
+    let (mut late, later) = (known(0, now), now + Duration::from_secs(60));
+    for gossip in told(&mut b, now + BATCH_WAIT) {
+        late.receive(gossip, now);
+    }
+    late.node_lost(later, &[node(0)]);
+    assert_eq!(late.next_unread_box(), None, "its acknowledgements have arrived long ago");
+}
+
+#[test]
+fn a_node_with_a_new_link_does_not_say_that_it_knows_everything() {
+    let now = Instant::now();
+    let mut a = known(0, now);
+    let first = Some(Incarnation::generate());
+    a.link_is(first, now);
+    let complete = |index: &mut Index| {
+        index.receive(Gossip::Ask { from: node(1), to: node(0), request: 7 }, now);
+        // The next burst of parts.
+        let sent =
+            index.poll(now + Duration::from_secs(1), Vec::new).into_iter().find_map(|effect| match effect {
+                Effect::Send { body, .. } => Some(Gossip::decode(&body).unwrap()),
+                _ => None,
+            });
+        let Some(Gossip::Part(part)) = sent else { panic!("{sent:?}") };
+        part.complete
+    };
+    assert!(!complete(&mut a), "whoever has a link for the first time has heard nothing yet");
+    for (link, expected) in [(first, true), (None, true), (Some(Incarnation::generate()), false)] {
+        let mut again = known(0, now);
+        again.link_is(first, now);
+        for number in 0..BOXES.get() {
+            let began = again.reading_began(BoxNumber(number), now);
+            again.exact(began, vec![], now, 2);
+        }
+        again.link_is(link, now);
+        assert_eq!(complete(&mut again), expected, "{link:?}");
+    }
 }

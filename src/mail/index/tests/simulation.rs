@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
+use super::super::effect::Effect;
 use super::super::gossip::{Count, Gossip};
 use super::super::outgoing::ANNOUNCE_DEADLINE;
-use super::super::state::{Effect, Index};
+use super::super::state::Index;
 use super::{carry_out, index, mail, BOXES, LIMITS};
 use crate::bus::BoxNumber;
 use crate::ids::UserKey;
@@ -113,7 +114,7 @@ impl World {
                             carry_out(self.nodes[number].published(seq, confirmed, self.now));
                         }
                     }
-                    Effect::Send { .. } => {}
+                    Effect::Send { .. } | Effect::Ask { .. } => {}
                     tell => carry_out(Some(tell)),
                 }
             }
