@@ -236,7 +236,8 @@ async fn useless_acknowledgements_and_pongs_are_limited_like_requests() {
         assert_eq!(code, Some(4101), "{what}");
         assert!(worst < Duration::from_secs(2), "{what}: {worst:?}");
     }
-    let mut mean = User::open(cluster.ws(0), "/ws?user=mean&ack=client", &[]).await.welcomed().await;
+    // Another user: the first one's budget is used up.
+    let mut mean = User::open(cluster.ws(0), "/ws?user=other&ack=client", &[]).await.welcomed().await;
     let ids = vec!["u"; 1_025];
     let reply = mean.ask(json!({"type": "ack", "ids": ids})).await;
     assert_eq!(reply["error"]["code"], "bad_request", "{reply}");
