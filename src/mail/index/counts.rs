@@ -135,14 +135,12 @@ impl Counts {
         !held.users.is_empty() && now.saturating_duration_since(held.read_at) >= every
     }
 
-    /// Whether the user had no mail before.
-    pub fn deposited(&mut self, user: UserKey, bytes: u64, batch: (Life, u64), now: Instant) -> bool {
+    pub fn deposited(&mut self, user: UserKey, bytes: u64, batch: (Life, u64), now: Instant) {
         self.prune(now);
         self.log.push_back(Logged { at: now, batch, user, bytes });
         let number = self.number(user);
         let waiting = self.held_mut(number).users.entry(user).or_default();
         waiting.add(1, bytes);
-        waiting.count == 1
     }
 
     /// Whether it was counted.

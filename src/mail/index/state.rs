@@ -292,9 +292,9 @@ impl Index {
         let mut newly = Vec::new();
         // In this order: a reading keeps the deposits of its own batch, and its mail is taken after it.
         for mail in batch.deposits {
-            if self.counts.deposited(mail.user, mail.bytes, (batch.life, batch.seq), now) {
-                newly.push(mail.user);
-            }
+            self.counts.deposited(mail.user, mail.bytes, (batch.life, batch.seq), now);
+            // Whatever was counted before: a count may be too high, and nobody would read what is there now.
+            newly.push(mail.user);
             if let Some(sender) = mail.sender {
                 self.senders.add(sender);
             }

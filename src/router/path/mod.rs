@@ -1,7 +1,7 @@
 //! The path of one target (a user or a session) on this node: a pure state machine for both of the node's roles.
 //!
 //! - `origin.rs`, with `entry.rs`, `order.rs` and `relay.rs`: messages that this node accepted for the target: sent, stored, settled, in order.
-//! - `target.rs`, with `item.rs`: messages that arrive for the target's sessions here: mail first, in order, and no faster
+//! - `target.rs`, with `mail.rs`, `notices.rs` and `item.rs`: messages that arrive for the target's sessions here: mail first, in order, and no faster
 //!   than they are taken.
 //!
 //! [`Path::step`] takes what happened and what time it is, changes the path, and returns what is to be done. It looks
@@ -9,6 +9,8 @@
 
 mod entry;
 mod item;
+mod mail;
+mod notices;
 mod order;
 mod origin;
 mod relay;
@@ -228,13 +230,19 @@ impl Path {
             Event::Relayed { tag, home, nodes } => origin.on_relayed(tag, &home, &nodes, world, effects),
             Event::NotSent { tag, nodes, outcome } => origin.on_not_sent(tag, &nodes, outcome, effects),
             Event::NodeLost(node) => origin.on_node_lost(&node),
-            Event::Deposited { tag, deposited } => origin.on_deposited(tag, deposited, effects),
+            Event::Deposited { tag, deposited } => {
+                origin.on_deposited(tag, deposited, effects);
+                // The other nodes are told by the mail index, and this one is not.
+                if deposited == Deposited::Stored {
+                    inbound.on_announced(None, world.is_here(target), now, effects);
+                }
+            }
             Event::NoticeFailed => origin.notice_due = true,
             Event::LinkLost => origin.on_link_lost(effects),
             Event::Arrived(envelope) => inbound.on_arrival(target, envelope, now, world, effects),
             Event::SessionsOpened { may_have_mail } => inbound.on_opened(may_have_mail, effects),
             Event::SessionsGone => inbound.on_gone(effects),
-            Event::MailAnnounced { from } => inbound.on_announced(from, world.is_here(target), effects),
+            Event::MailAnnounced { from } => inbound.on_announced(from, world.is_here(target), now, effects),
             Event::MailRead { mail, covers } => inbound.on_mail(mail, covers, now, world, effects),
             Event::MailGivenBack => inbound.on_given_back(world.is_here(target), effects),
             Event::FirstTaken(key) => inbound.on_first_taken(key),

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 
 use super::item::{answer_all, in_order, Item, Place, Told};
-use super::{Effect, Mail, World};
+use super::notices::Notices;
+use super::{Effect, World};
 use crate::delivery::envelope::{Envelope, Scope};
 use crate::delivery::peer_words::Receipt;
 use crate::delivery::seen::SeenKey;
@@ -34,24 +35,23 @@ const ROOM_AFTER: Duration = Duration::from_millis(5);
 
 #[derive(Default)]
 pub(super) struct TargetSide {
-    items: HashMap<SeenKey, Item>,
+    pub(super) items: HashMap<SeenKey, Item>,
     /// To be handed out next, in this order.
-    ready: VecDeque<SeenKey>,
+    pub(super) ready: VecDeque<SeenKey>,
     /// Live messages behind the barrier, in the order of their arrival.
-    parked: VecDeque<SeenKey>,
-    parked_bytes: usize,
+    pub(super) parked: VecDeque<SeenKey>,
+    pub(super) parked_bytes: usize,
     /// Messages and bytes that sessions have and have not taken.
-    out: usize,
+    pub(super) out: usize,
     out_bytes: usize,
-    /// Notices of mail heard, and those that the last round covered. The barrier is closed while they differ.
-    wanted: u32,
-    covered: u32,
+    /// The barrier is closed while one of them is not covered.
+    pub(super) notices: Notices,
     /// Origin processes that were refused and have not said yet that they stored it.
-    refusing: SmallVec<[Life; 1]>,
+    pub(super) refusing: SmallVec<[Life; 1]>,
     /// The highest number handed out of each origin process.
     last: SmallVec<[Stamp; 2]>,
     /// Mail of the reading under way was handed to sessions that have ended without taking it.
-    untaken: bool,
+    pub(super) untaken: bool,
     /// Mails that sessions declined, on their way to the dead letters.
     refused: usize,
     /// The workers had no room: nothing is handed out before the next tick.
@@ -60,7 +60,7 @@ pub(super) struct TargetSide {
 
 impl TargetSide {
     pub(super) fn is_idle(&self) -> bool {
-        self.items.is_empty() && self.wanted == self.covered && !self.untaken && self.refused == 0
+        self.items.is_empty() && self.notices.are_none() && !self.untaken && self.refused == 0
     }
 
     pub(super) fn untaken_mail(&self) -> bool {
@@ -68,11 +68,11 @@ impl TargetSide {
     }
 
     pub(super) fn mail_wanted(&self) -> Option<u32> {
-        (self.wanted != self.covered).then_some(self.wanted)
+        self.notices.wanted()
     }
 
     pub(super) fn mail_covered(&self) -> u32 {
-        self.covered
+        self.notices.covered()
     }
 
     pub(super) fn holds_mail(&self) -> bool {
@@ -81,7 +81,8 @@ impl TargetSide {
 
     pub(super) fn due(&self) -> Option<Instant> {
         let room = self.no_room_since.map(|since| since + ROOM_AFTER);
-        self.items.values().filter_map(Item::due).min().into_iter().chain(room).min()
+        let items = self.items.values().filter_map(Item::due).min();
+        items.into_iter().chain(room).chain(self.notices.due()).min()
     }
 
     // ---- what arrives ----
@@ -159,117 +160,7 @@ impl TargetSide {
             }
         }
         self.parked_bytes = 0;
-        self.covered = self.wanted;
-    }
-
-    // ---- mail ----
-
-    fn want_mail(&mut self, effects: &mut Vec<Effect>) {
-        self.wanted = self.wanted.wrapping_add(1);
-        effects.push(Effect::ReadBox);
-    }
-
-    pub(super) fn on_announced(&mut self, from: Option<Life>, is_here: bool, effects: &mut Vec<Effect>) {
-        if let Some(life) = from {
-            self.refusing.retain(|refused| *refused != life);
-            self.forget_stored(life);
-        }
-        if is_here {
-            self.want_mail(effects);
-        }
-    }
-
-    /// The origin has stored whatever it sent before and no session has yet: it comes with the mail, in its order.
-    fn forget_stored(&mut self, life: Life) {
-        let items = &mut self.items;
-        let is_stored = |item: &Item| {
-            let of_origin = item.origins.iter().all(|origin| origin.life == life);
-            item.place == Place::Queued && item.mail.is_none() && !item.origins.is_empty() && of_origin
-        };
-        let mut bytes = 0;
-        for (queue, is_parked) in [(&mut self.ready, false), (&mut self.parked, true)] {
-            queue.retain(|key| {
-                let stored = items.get(key).is_some_and(is_stored);
-                if stored {
-                    let gone = items.remove(key);
-                    bytes += gone.filter(|_| is_parked).map_or(0, |item| item.message.bytes());
-                }
-                !stored
-            });
-        }
-        self.parked_bytes -= bytes;
-    }
-
-    pub(super) fn on_mail(
-        &mut self,
-        mail: Vec<Mail>,
-        covers: u32,
-        now: Instant,
-        world: &impl World,
-        effects: &mut Vec<Effect>,
-    ) {
-        for Mail { message, ack } in mail {
-            let key = SeenKey::new(Scope::of(&message.sender), &message.id, &message.target);
-            if world.taken(key).is_some() {
-                effects.push(Effect::Acknowledge { ack, message });
-                continue;
-            }
-            self.release_older_than(message.stamp);
-            match self.items.get_mut(&key) {
-                // A copy of what is queued or out: one of the two is shown, and with it both are done.
-                Some(item) => {
-                    item.mail = Some(ack);
-                    if let Some(at) = self.parked.iter().position(|parked| *parked == key) {
-                        self.parked.remove(at);
-                        self.parked_bytes -= message.bytes();
-                        self.ready.push_back(key);
-                    }
-                }
-                None => {
-                    self.items.insert(key, Item::of_mail(message, ack, now));
-                    self.ready.push_back(key);
-                }
-            }
-        }
-        self.covered = covers;
-    }
-
-    /// Lets go before a mail what the same origin accepted before it.
-    fn release_older_than(&mut self, stamp: Option<Stamp>) {
-        let Some(stamp) = stamp else { return };
-        let is_older = |key: &SeenKey| {
-            let parked = self.items.get(key).and_then(|item| item.message.stamp);
-            parked.is_some_and(|parked| parked.life == stamp.life && parked.number < stamp.number)
-        };
-        let Some(last) = self.parked.iter().rposition(is_older) else { return };
-        for key in self.parked.drain(..=last) {
-            self.parked_bytes -= self.items.get(&key).map_or(0, |item| item.message.bytes());
-            self.ready.push_back(key);
-        }
-    }
-
-    /// The box has everything again that no session took; what was not handed out is read anew.
-    pub(super) fn on_given_back(&mut self, is_here: bool, effects: &mut Vec<Effect>) {
-        self.untaken = false;
-        let items = &mut self.items;
-        let mut lost = false;
-        self.ready.retain(|key| {
-            let Some(item) = items.get_mut(key) else { return false };
-            let was_mail = item.mail.take().is_some();
-            lost |= was_mail;
-            if was_mail && item.origins.is_empty() {
-                items.remove(key);
-                return false;
-            }
-            true
-        });
-        for item in items.values_mut().filter(|item| item.mail.is_some()) {
-            item.mail = None;
-            item.left_in_box = true;
-        }
-        if lost && is_here {
-            self.want_mail(effects);
-        }
+        self.notices.void();
     }
 
     // ---- what sessions do with it ----
@@ -354,7 +245,10 @@ impl TargetSide {
 
     /// Hands out what the barrier and the window allow.
     pub(super) fn advance(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        if self.wanted == self.covered && !self.parked.is_empty() {
+        if self.notices.is_more_due(self.has_room(), now) {
+            self.want_mail(effects);
+        }
+        if self.notices.are_covered() && !self.parked.is_empty() {
             self.ready.extend(self.parked.drain(..));
             self.parked_bytes = 0;
         }
