@@ -23,8 +23,8 @@ use crate::http::body::{self, BodyLimits};
 use crate::http::client::{counted, query_value};
 use crate::http::guard::check_encoding;
 use crate::http::listener::{descriptors_max, SEND_BUFFER_BYTES};
+use crate::http::response;
 use crate::http::upgrade::{admit, Admitted};
-use crate::http::{response, AppState};
 use crate::protocol::wire::client_side::put_text;
 use crate::protocol::{sockjs, Framing};
 use crate::session::Admission;
@@ -236,12 +236,10 @@ fn frames(body: &[u8]) -> Result<BytesMut, Box<Response>> {
 /// There is no such session. Whoever guesses names is told less and less.
 fn unknown(asked: &Asked) -> Box<Response> {
     let client = asked.from.as_ref().map(|Peer(client, _)| client).filter(|client| !client.is_proxy);
-    let guesses = |state: &AppState| {
-        client.is_some_and(|client| !state.bad_tokens.take(&counted(client.address), 1, Instant::now()))
-    };
-    match guesses(&asked.state) {
-        true => refuse(Code::RateLimited, "too many unknown sessions from this address; slow down"),
-        false => refuse(Code::NotFound, "there is no such session"),
+    let may_ask = |address| asked.state.bad_tokens.take(&address, 1, Instant::now());
+    match client.is_none_or(|client| may_ask(counted(client.address))) {
+        true => refuse(Code::NotFound, "there is no such session"),
+        false => refuse(Code::RateLimited, "too many unknown sessions from this address; slow down"),
     }
 }
 
@@ -263,5 +261,30 @@ mod tests {
             assert_eq!(made(bad), None, "{bad}");
         }
         assert!(frames(b"[\"\xff\"]").is_err());
+    }
+
+    #[test]
+    fn fuzzed() {
+        use std::ops::ControlFlow;
+
+        use crate::protocol::wire::{Decoder, Event};
+        let good =
+            [r#"["a","b\n\u2028"]"#, "[]", r#""alone""#, r#"["{\"type\":\"ping\"}"]"#, "[ \"\" ,\"%\"\t]"];
+        let words = ["\\ud800", "\\u0000", "null", "[[", "\",\"", "\\\"", "\u{2028}"];
+        let good = good.map(|text| text.as_bytes().to_vec());
+        crate::tests::fuzz::fuzz("bodies of SockJS", &good, &words, |body| {
+            let Ok(mut frames) = frames(body) else { return usize::MAX };
+            let mut count = 0;
+            // What a session reads of it is what the body said.
+            let mut sink = |event: Event<'_>| {
+                let Event::Text(text) = event else { panic!("{event:?}") };
+                count += sockjs::messages(text).expect("an array of texts").len();
+                ControlFlow::Continue(())
+            };
+            Decoder::new(u32::MAX).decode(&mut frames, &mut sink).expect("frames");
+            let said = std::str::from_utf8(body).ok().and_then(sockjs::messages).expect("an array of texts");
+            assert_eq!(count, said.len());
+            count
+        });
     }
 }
