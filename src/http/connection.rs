@@ -260,3 +260,48 @@ fn poll_deadline(mut sleep: Pin<&mut Sleep>, of: &Connection, cx: &mut Context<'
     }
     Poll::Pending
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::slots::Slots;
+    use super::*;
+
+    #[test]
+    fn a_response_that_streams_needs_no_slot_and_ends_when_nothing_is_taken() {
+        let slots = Slots::new(1, 1);
+        let now = Instant::now();
+        let connection = Connection::new(Duration::from_secs(5), slots.admit(None, now));
+        connection.arrived();
+        assert!(connection.begin());
+        connection.stream();
+        let other = slots.admit(None, now).unwrap();
+        assert!(other.set(Activity::Serving, now), "the slot is another's, who is served");
+        assert!(connection.finish(), "nothing comes after a response that streams");
+        assert_eq!(connection.deadline(), None);
+        connection.blocked();
+        assert!(connection.deadline().unwrap() <= Instant::now() + WRITE_TIMEOUT);
+        // However little it takes.
+        connection.wrote();
+        assert_eq!(connection.deadline(), None);
+        connection.blocked();
+        connection.streamed();
+        assert!(connection.deadline().unwrap() <= Instant::now() + WRITE_TIMEOUT);
+    }
+
+    #[test]
+    fn a_poll_gives_its_slot_back_and_needs_one_to_go_on() {
+        let slots = Slots::new(1, 1);
+        let now = Instant::now();
+        let connection = Connection::new(Duration::from_secs(5), slots.admit(None, now));
+        for is_free in [true, false] {
+            connection.arrived();
+            assert!(connection.begin());
+            connection.step_aside();
+            let other = slots.admit(None, now).unwrap();
+            let activity = if is_free { Activity::Idle } else { Activity::Serving };
+            assert!(other.set(activity, now));
+            assert_eq!(connection.finish(), !is_free);
+            assert_eq!(other.set(activity, now), !is_free, "whoever idles gives way");
+        }
+    }
+}
