@@ -183,7 +183,9 @@ fn start_log(config: &Config, log: Output) {
 
 /// Raises the limit of open files, and says so if the configuration asks for more sockets than it allows.
 fn raise_limits(config: &Config) {
-    let needed = config.max_sessions as u64 + 6 * config.handshakes_max as u64 + FILES_BESIDE_CLIENTS;
+    // One session of four may be over HTTP, and costs two more.
+    let pairs = if config.sockjs_over_http { config.max_sessions as u64 / 2 } else { 0 };
+    let needed = config.max_sessions as u64 + pairs + 6 * config.handshakes_max as u64 + FILES_BESIDE_CLIENTS;
     match raise_file_limit() {
         Ok(limit) if limit >= needed => {}
         Ok(limit) => tracing::warn!(

@@ -95,6 +95,7 @@ pub const KEYS: &[Key] = &[
     text("AMQP_KEY_FILE", "", "path", "the PEM of its key"),
     text("PREFIX", "warren", "1 to 32 of a-z 0-9 - _ .", "what the names of all exchanges and queues start with"),
     text("NODE_ID", "<hostname>-<6 random characters>", "1 to 64 of A-Z a-z 0-9 - _ .", "the name of this node; unique in the cluster"),
+    word("SOCKJS", "websocket", &["websocket", "all"], "what clients of SockJS may use ([docs/sockjs.md](docs/sockjs.md)); `all` adds the transports over HTTP, which need a balancer that keeps a session at one node"),
     text("EVENTS", "none", "none, or a list of users, sessions, channels", "what backends are told of, over the exchange `warren.events` ([docs/events.md](docs/events.md)); the same on all nodes"),
     word("ROUTING", "directory", &["directory", "broadcast", "ring-preview"], "how a node finds a user's sessions ([docs/routing.md](docs/routing.md)); the same on all nodes; `ring-preview` is not for production"),
     word("QUEUE_TYPE", "classic", &["classic", "quorum"], "the type of the durable ingress queue; `quorum` on a broker cluster; mailboxes are always classic"),

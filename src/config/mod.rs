@@ -80,6 +80,8 @@ pub struct Config {
     pub connections_per_address: usize,
     pub trusted_proxies: TrustedProxies,
     pub proxy_protocol: bool,
+    /// Whether clients of SockJS may do without WebSockets.
+    pub sockjs_over_http: bool,
     pub ping_interval: Duration,
     pub pong_timeout: Duration,
     pub auth_timeout: Duration,
@@ -180,6 +182,7 @@ impl Config {
             connections_per_address: from.count("CONNECTIONS_PER_ADDRESS"),
             trusted_proxies: from.parsed("TRUSTED_PROXIES", TrustedProxies::parse).unwrap_or_default(),
             proxy_protocol: from.word("PROXY_PROTOCOL") == Some("on"),
+            sockjs_over_http: from.word("SOCKJS") == Some("all"),
             ping_interval: from.millis("PING_INTERVAL_MS"),
             pong_timeout: from.millis("PONG_TIMEOUT_MS"),
             auth_timeout: from.millis("AUTH_TIMEOUT_MS"),

@@ -21,6 +21,8 @@ pub enum Kind {
     Metrics,
     /// Leads to a session; on the public listener.
     Socket,
+    /// Leads to a session without a WebSocket; on the public listener, where the operator wants it.
+    Transport,
     /// On the public listener, and beside the console on the admin one.
     Api,
     /// A file for pages that talk to the node; where the API is.
@@ -53,6 +55,10 @@ pub const ADDRESSES: &[Address] = &[
     at("/sockjs/info", "GET, HEAD, OPTIONS", Kind::Socket),
     at("/sockjs/websocket", READ, Kind::Socket),
     at("/sockjs/{server}/{session}/websocket", READ, Kind::Socket),
+    at("/sockjs/{server}/{session}/xhr", "POST, OPTIONS", Kind::Transport),
+    at("/sockjs/{server}/{session}/xhr_streaming", "POST, OPTIONS", Kind::Transport),
+    at("/sockjs/{server}/{session}/xhr_send", "POST, OPTIONS", Kind::Transport),
+    at("/sockjs/{server}/{session}/eventsource", "GET, HEAD, OPTIONS", Kind::Transport),
     at("/v1/messages", "POST", Kind::Api),
     at("/v1/messages/{id}/trace", READ, Kind::Api),
     at("/v1/revocations", "POST", Kind::Api),
@@ -78,9 +84,9 @@ impl Address {
     }
 
     fn is_at(&self, path: &str) -> bool {
-        if self.path.starts_with("/sockjs/{") {
-            // The names in it have rules of their own.
-            return sockjs::Address::of(path) == Some(sockjs::Address::WebSocket);
+        // The names in it have rules of their own.
+        if self.path.starts_with("/sockjs/{") && sockjs::Address::of(path).is_none() {
+            return false;
         }
         let mut given = path.split('/');
         let same = self.path.split('/').all(|wanted| match (wanted.starts_with('{'), given.next()) {
@@ -92,7 +98,7 @@ impl Address {
 
     /// Credentials, or the lack of their need, let something happen there.
     pub(super) fn is_trusting(&self) -> bool {
-        matches!(self.kind, Kind::Socket | Kind::Api)
+        matches!(self.kind, Kind::Socket | Kind::Transport | Kind::Api)
     }
 
     pub(super) fn takes(&self, method: &str) -> bool {
@@ -104,8 +110,8 @@ impl Kind {
     pub fn is_on(self, listener: Listener, console: bool) -> bool {
         match (self, listener) {
             (Kind::Probe, _) => true,
-            (Kind::Socket | Kind::Api | Kind::Library, Listener::Public) => true,
-            (Kind::Socket, Listener::Admin) | (Kind::Metrics, Listener::Public) => false,
+            (Kind::Socket | Kind::Transport | Kind::Api | Kind::Library, Listener::Public) => true,
+            (Kind::Socket | Kind::Transport, Listener::Admin) | (Kind::Metrics, Listener::Public) => false,
             (Kind::Metrics, Listener::Admin) => true,
             (Kind::Api | Kind::Library | Kind::Console, _) => console,
         }
@@ -139,7 +145,11 @@ mod tests {
             ("/sockjs/info", Some("GET, HEAD, OPTIONS"), None),
             ("/sockjs/a/b/websocket", Some("GET, HEAD"), None),
             ("/sockjs/a/b.c/websocket", None, None),
-            ("/sockjs/a/b/xhr", None, None),
+            ("/sockjs/a/b/xhr", Some("POST, OPTIONS"), None),
+            ("/sockjs/a/b/xhr_send", Some("POST, OPTIONS"), None),
+            ("/sockjs/a/b/eventsource", Some("GET, HEAD, OPTIONS"), None),
+            ("/sockjs/a.b/c/xhr", None, None),
+            ("/sockjs/a/b/jsonp", None, None),
             ("/metrics", None, Some("GET, HEAD")),
             ("/livez", Some("GET, HEAD"), Some("GET, HEAD")),
             ("/v1", None, None),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use hyper::upgrade::OnUpgrade;
 use tokio::time::Sleep;
 
-use super::slots::{Activity, Slot};
+use super::slots::{Activity, Slot, Vacated};
 use crate::auth::Identity;
 use crate::budgets::Share;
 use crate::protocol::close::CloseCode;
@@ -57,11 +57,23 @@ enum Phase {
     /// A further request has begun.
     Head(Instant),
     Serving,
+    /// The response goes on until its body ends.
+    Streaming,
+}
+
+/// What the connection holds among those that compete for slots.
+enum Place {
+    /// Nothing: it is there for moments only.
+    Unneeded,
+    Slot(Slot),
+    /// It is counted elsewhere for a while.
+    Aside(Vacated),
 }
 
 struct State {
     phase: Phase,
-    /// Since when the client has not taken all of its responses.
+    place: Place,
+    /// Since when the client has not taken all of its responses; of one that streams, since when it took nothing.
     blocked_since: Option<Instant>,
     requests: u32,
     upgrade: Option<Upgrade>,
@@ -71,25 +83,21 @@ struct State {
 pub(super) struct Connection {
     head_timeout: Duration,
     opened: Instant,
-    /// `None`: nobody competes for its slot, as it is held for moments only.
-    slot: Option<Slot>,
     state: Mutex<State>,
 }
 
 impl Connection {
-    /// Of a client whose first head is there.
+    /// Of a client whose first head is there. `slot` is `None` if nobody competes for it, as it is held for moments only.
     pub(super) fn new(head_timeout: Duration, slot: Option<Slot>) -> Arc<Self> {
         let opened = Instant::now();
-        let state = State { phase: Phase::Idle(opened), blocked_since: None, requests: 0, upgrade: None };
-        Arc::new(Self { head_timeout, opened, slot, state: Mutex::new(state) })
+        let place = slot.map_or(Place::Unneeded, Place::Slot);
+        let state =
+            State { phase: Phase::Idle(opened), place, blocked_since: None, requests: 0, upgrade: None };
+        Arc::new(Self { head_timeout, opened, state: Mutex::new(state) })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set_slot(&self, activity: Activity, now: Instant) -> bool {
-        self.slot.as_ref().is_none_or(|slot| slot.set(activity, now))
     }
 
     /// A request is there.
@@ -101,17 +109,40 @@ impl Connection {
 
     /// The request is about to be served; `false` if the connection has lost its slot, and must not be served.
     pub(super) fn begin(&self) -> bool {
-        self.set_slot(Activity::Serving, Instant::now())
+        self.lock().place.set(Activity::Serving, Instant::now())
     }
 
-    /// The response is there; `true` if it must be the last one.
+    /// The request waits for something that has a bound of its own, and gives up its slot meanwhile.
+    pub(super) fn step_aside(&self) {
+        let mut state = self.lock();
+        state.place = match std::mem::replace(&mut state.place, Place::Unneeded) {
+            Place::Slot(slot) => slot.vacate().map_or(Place::Unneeded, Place::Aside),
+            other => other,
+        };
+    }
+
+    /// The same, and the response will go on for long, until [`Connection::streamed`].
+    pub(super) fn stream(&self) {
+        self.step_aside();
+        self.lock().phase = Phase::Streaming;
+    }
+
+    pub(super) fn streamed(&self) {
+        self.lock().phase = Phase::Idle(Instant::now());
+    }
+
+    /// The response is there, or begins to stream; `true` if it must be the last one.
     pub(super) fn finish(&self) -> bool {
         let now = Instant::now();
         let mut state = self.lock();
+        if matches!(state.phase, Phase::Streaming) {
+            return true;
+        }
         state.phase = Phase::Idle(now);
+        let has_slot = state.place.take_again(now);
         let activity = if state.blocked_since.is_none() { Activity::Idle } else { Activity::Blocked };
-        self.set_slot(activity, now);
-        state.requests >= REQUESTS_MAX || now.saturating_duration_since(self.opened) >= AGE_MAX
+        state.place.set(activity, now);
+        !has_slot || state.requests >= REQUESTS_MAX || now.saturating_duration_since(self.opened) >= AGE_MAX
     }
 
     pub(super) fn upgrade(&self, upgrade: Upgrade) {
@@ -137,8 +168,16 @@ impl Connection {
             let now = Instant::now();
             state.blocked_since = Some(now);
             if !matches!(state.phase, Phase::Serving) {
-                self.set_slot(Activity::Blocked, now);
+                state.place.set(Activity::Blocked, now);
             }
+        }
+    }
+
+    /// The client's socket has taken something.
+    pub(super) fn wrote(&self) {
+        let mut state = self.lock();
+        if matches!(state.phase, Phase::Streaming) {
+            state.blocked_since = None;
         }
     }
 
@@ -146,24 +185,45 @@ impl Connection {
     pub(super) fn flushed(&self) {
         let mut state = self.lock();
         if state.blocked_since.take().is_some() && !matches!(state.phase, Phase::Serving) {
-            self.set_slot(Activity::Idle, Instant::now());
+            state.place.set(Activity::Idle, Instant::now());
         }
     }
 
-    /// `None` while a request is served, which has its own deadlines.
+    /// `None` while a request is served or a response streams, which have their own deadlines.
     fn deadline(&self) -> Option<Instant> {
         let state = self.lock();
         let blocked = state.blocked_since.map(|since| since + WRITE_TIMEOUT);
         let phase = match state.phase {
             Phase::Idle(since) => Some(since + KEEP_ALIVE),
             Phase::Head(since) => Some(since + self.head_timeout),
-            Phase::Serving => None,
+            Phase::Serving | Phase::Streaming => None,
         };
         blocked.into_iter().chain(phase).min()
     }
 
     fn is_evicted(&self, cx: &mut Context<'_>) -> bool {
-        self.slot.as_ref().is_some_and(|slot| slot.poll_evicted(cx))
+        matches!(&self.lock().place, Place::Slot(slot) if slot.poll_evicted(cx))
+    }
+}
+
+impl Place {
+    /// `false`: the slot was lost.
+    fn set(&self, activity: Activity, now: Instant) -> bool {
+        match self {
+            Place::Slot(slot) => slot.set(activity, now),
+            Place::Unneeded | Place::Aside(_) => true,
+        }
+    }
+
+    /// Whether the connection has what it needs to go on.
+    fn take_again(&mut self, now: Instant) -> bool {
+        if let Place::Aside(vacated) = self {
+            match vacated.admit(now) {
+                Some(slot) => *self = Place::Slot(slot),
+                None => return false,
+            }
+        }
+        true
     }
 }
 
@@ -199,4 +259,49 @@ fn poll_deadline(mut sleep: Pin<&mut Sleep>, of: &Connection, cx: &mut Context<'
         sleep.as_mut().reset(deadline);
     }
     Poll::Pending
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::slots::Slots;
+    use super::*;
+
+    #[test]
+    fn a_response_that_streams_needs_no_slot_and_ends_when_nothing_is_taken() {
+        let slots = Slots::new(1, 1);
+        let now = Instant::now();
+        let connection = Connection::new(Duration::from_secs(5), slots.admit(None, now));
+        connection.arrived();
+        assert!(connection.begin());
+        connection.stream();
+        let other = slots.admit(None, now).unwrap();
+        assert!(other.set(Activity::Serving, now), "the slot is another's, who is served");
+        assert!(connection.finish(), "nothing comes after a response that streams");
+        assert_eq!(connection.deadline(), None);
+        connection.blocked();
+        assert!(connection.deadline().unwrap() <= Instant::now() + WRITE_TIMEOUT);
+        // However little it takes.
+        connection.wrote();
+        assert_eq!(connection.deadline(), None);
+        connection.blocked();
+        connection.streamed();
+        assert!(connection.deadline().unwrap() <= Instant::now() + WRITE_TIMEOUT);
+    }
+
+    #[test]
+    fn a_poll_gives_its_slot_back_and_needs_one_to_go_on() {
+        let slots = Slots::new(1, 1);
+        let now = Instant::now();
+        let connection = Connection::new(Duration::from_secs(5), slots.admit(None, now));
+        for is_free in [true, false] {
+            connection.arrived();
+            assert!(connection.begin());
+            connection.step_aside();
+            let other = slots.admit(None, now).unwrap();
+            let activity = if is_free { Activity::Idle } else { Activity::Serving };
+            assert!(other.set(activity, now));
+            assert_eq!(connection.finish(), !is_free);
+            assert_eq!(other.set(activity, now), !is_free, "whoever idles gives way");
+        }
+    }
 }

@@ -6,7 +6,7 @@ use warp::http::header::{self, HeaderMap, HeaderValue};
 use warp::http::{Request, StatusCode, Version};
 use warp::reply::Response;
 
-use super::addresses::{Address, Listener};
+use super::addresses::{Address, Kind, Listener};
 use super::client::{is_loopback_host, query_value, Client};
 use super::response;
 use crate::config::{Origins, TrustedProxies};
@@ -30,6 +30,8 @@ pub struct Guard {
     pub loopback_only: bool,
     /// The console is served here.
     pub console: bool,
+    /// So are the transports of SockJS that are no WebSocket.
+    pub sockjs_over_http: bool,
 }
 
 impl Guard {
@@ -45,6 +47,7 @@ impl Guard {
         let client = Client::of(peer, is_secure, headers, &self.trusted);
         // The routes are more lenient, for example with a slash at the end, and would take what is not checked here.
         let address = Address::of(request.uri().path(), self.listener, self.console);
+        let address = address.filter(|address| address.kind != Kind::Transport || self.sockjs_over_http);
         let Some(address) = address else { return Err(Box::new(response::nothing_here())) };
         if !address.takes(request.method().as_str()) {
             return Err(Box::new(response::method_not_allowed(address.methods)));

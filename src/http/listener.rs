@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 const BACKLOG: i32 = 4096;
 /// What the kernel keeps for a socket that does not read, in bytes; it takes twice that for its bookkeeping.
 /// Left to itself it grows to megabytes, and a slow consumer goes unnoticed for as long.
-const SEND_BUFFER_BYTES: usize = 64 * 1024;
+pub(super) const SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// How long accepting pauses when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 

@@ -5,7 +5,7 @@
 //! - `opening.rs`: what comes before HTTP, TLS and what a balancer says (`proxy_header.rs`) among it.
 //! - `slots.rs`: the slots, by client address; `stream.rs`: the socket; `connection.rs`: deadlines of a connection.
 //! - [`addresses`]: the table of all addresses; [`guard`]: what every request is checked for; `client.rs`: who is at the other end.
-//! - `upgrade.rs`: from a request to a session; `sockjs.rs`: the addresses of SockJS; `credentials.rs`: whose token it is.
+//! - `upgrade.rs`: from a request to a session; [`sockjs`]: the addresses of SockJS; `credentials.rs`: whose token it is.
 //! - `api.rs`: what stands under `/v1`; `cluster.rs`: the parts for operators; `publish.rs`: `POST /v1/messages`;
 //!   `revocations.rs`: `POST /v1/revocations`; `tickets.rs`: `POST /v1/tickets`; [`body`]: its bounds.
 //! - [`health`]: `/livez`, `/readyz`, `/metrics` (on the admin address; the first two on the public one too).
@@ -32,7 +32,7 @@ mod response;
 mod revocations;
 pub mod serve;
 pub mod slots;
-mod sockjs;
+pub mod sockjs;
 mod stream;
 mod tickets;
 mod upgrade;
@@ -41,6 +41,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use warp::{Filter, Reply};
 
 use crate::auth::Verifier;
@@ -49,6 +50,7 @@ use crate::ids::UserId;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Metrics;
 use crate::router::Router;
+use crate::session::Admission;
 
 /// What requests need of the node.
 pub struct AppState {
@@ -66,6 +68,8 @@ pub struct AppState {
     pub bodies: body::BodyBudget,
     /// Sockets that have yet to say who they are. Overflow policy: the handshake is refused as `overloaded`.
     pub unauthenticated: Arc<slots::Slots>,
+    /// Sessions whose clients speak HTTP; `None`: there are none.
+    pub fallbacks: Option<Arc<sockjs::Fallbacks>>,
     pub max_sessions: usize,
     pub sessions_per_user: usize,
     pub max_message_bytes: usize,
@@ -73,13 +77,14 @@ pub struct AppState {
     pub body_timeout: Duration,
 }
 
-/// The public address. `console`: whether the console is here too.
+/// The public address. `console`: whether the console is here too. `admissions` leads to the worker whose thread this is.
 pub fn public(
     state: Arc<AppState>,
     console: bool,
+    admissions: mpsc::Sender<Admission>,
 ) -> impl Filter<Extract = (impl Reply,), Error = std::convert::Infallible> + Clone {
     upgrade::route(state.clone())
-        .or(sockjs::route(state.clone()))
+        .or(sockjs::route(state.clone(), admissions))
         .unify()
         .or(api::routes(state.clone()))
         .unify()

@@ -77,6 +77,20 @@ pub(super) struct Slot {
     eviction: Arc<Eviction>,
 }
 
+/// The place of a connection that does without its slot for a while.
+#[derive(Debug)]
+pub(super) struct Vacated {
+    slots: Arc<Slots>,
+    address: Option<IpAddr>,
+}
+
+impl Vacated {
+    /// A slot again, as a newcomer gets one.
+    pub(super) fn admit(&self, now: Instant) -> Option<Slot> {
+        self.slots.admit(self.address, now)
+    }
+}
+
 impl Slots {
     /// At most `capacity` connections, and `per_address` of one client address.
     pub fn new(capacity: usize, per_address: usize) -> Arc<Self> {
@@ -167,6 +181,15 @@ impl Slot {
         }
     }
 
+    /// Gives the slot back, to ask for another one later. `None`: it was lost already.
+    pub(super) fn vacate(self) -> Option<Vacated> {
+        let table = self.slots.lock();
+        let own = table.entries.get(self.key).filter(|entry| Arc::ptr_eq(&entry.eviction, &self.eviction));
+        let address = own.map(|entry| entry.address);
+        drop(table);
+        address.map(|address| Vacated { slots: self.slots.clone(), address })
+    }
+
     /// Returns when the connection must end.
     pub(super) async fn evicted(&self) {
         poll_fn(|cx| if self.poll_evicted(cx) { Poll::Ready(()) } else { Poll::Pending }).await
@@ -229,6 +252,22 @@ mod tests {
         assert!(third.set(Activity::Serving, now));
         assert!(slots.admit(address(2), now).is_none(), "nobody who is served is cut off");
         assert!(slots.admit(None, now).is_some(), "a proxy has no share");
+    }
+
+    #[test]
+    fn whoever_steps_aside_comes_back_like_a_newcomer() {
+        let slots = Slots::new(1, 1);
+        let now = Instant::now();
+        let first = slots.admit(address(1), now).unwrap();
+        let aside = first.vacate().unwrap();
+        let other = slots.admit(address(2), now).unwrap();
+        assert!(other.set(Activity::Serving, now));
+        assert!(aside.admit(now).is_none(), "nobody who is served is cut off");
+        assert!(other.set(Activity::Idle, now));
+        let again = aside.admit(now).unwrap();
+        assert!(is_evicted(&other) && other.vacate().is_none());
+        drop(again);
+        assert!(slots.lock().entries.is_empty() && slots.lock().held.is_empty());
     }
 
     #[test]

@@ -30,8 +30,10 @@ impl ClientStream {
     }
 
     fn noted<T>(&self, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_pending() {
-            self.connection.blocked();
+        match &written {
+            Poll::Pending => self.connection.blocked(),
+            Poll::Ready(Ok(_)) => self.connection.wrote(),
+            Poll::Ready(Err(_)) => {}
         }
         written
     }

@@ -53,7 +53,7 @@ pub(super) async fn open(
         let (Some(socket), Some((client, connection))) = (socket, from) else {
             return Err(Refusal::bad("this connection cannot be upgraded").response());
         };
-        let admitted = admit(state, headers, query, &accepted, client).await;
+        let admitted = admit(state, headers, query, accepted.bearer.as_deref(), client).await;
         // A client of SockJS that is refused by HTTP tries all of its transports, one after the other.
         let (admitted, refused) = match (admitted, framing) {
             (Ok(admitted), _) => (admitted, None),
@@ -83,16 +83,16 @@ pub(super) async fn open(
 
 /// Who comes, as far as the handshake tells.
 #[derive(Default)]
-struct Admitted {
-    identity: Option<Identity>,
-    unauthenticated: Option<Slot>,
-    share: Option<Share>,
+pub(super) struct Admitted {
+    pub(super) identity: Option<Identity>,
+    pub(super) unauthenticated: Option<Slot>,
+    pub(super) share: Option<Share>,
 }
 
-/// Why a client that can speak WebSocket gets no session: as HTTP says it, and as a socket that is closed for it.
-struct Refusal {
+/// Why a client gets no session: as HTTP says it, and as a session that is closed for it.
+pub(super) struct Refusal {
     error: Error,
-    close: CloseCode,
+    pub(super) close: CloseCode,
 }
 
 impl Refusal {
@@ -154,11 +154,12 @@ async fn allowed(state: &AppState, client: Client, identity: &Identity) -> Resul
     })
 }
 
-async fn admit(
+/// Whether there may be a session, and whose. `offered` is a token among the subprotocols.
+pub(super) async fn admit(
     state: &AppState,
     headers: &HeaderMap,
     query: &str,
-    accepted: &Accepted,
+    offered: Option<&str>,
     client: Client,
 ) -> Result<Admitted, Refusal> {
     if state.lifecycle.phase() >= Phase::Draining {
@@ -168,7 +169,7 @@ async fn admit(
         let text = "this node holds as many sessions as it may";
         return Err(Refusal::new(Code::Overloaded, text, CloseCode::OverCapacity));
     }
-    let identity = identify(state, client, headers, accepted.bearer.as_deref(), query).await;
+    let identity = identify(state, client, headers, offered, query).await;
     let identity = identity.map_err(|error| {
         let close = match error.code {
             Code::Unauthorized => CloseCode::Unauthorized,

@@ -18,6 +18,7 @@ pub(super) fn public_guard(config: &Config) -> Guard {
         proxy_protocol: config.proxy_protocol,
         loopback_only: config.insecure() && config.listen.ip().is_loopback(),
         console: config.console_is_public(),
+        sockjs_over_http: config.sockjs_over_http,
     }
 }
 
@@ -30,6 +31,7 @@ pub(super) fn admin_guard(config: &Config) -> Guard {
         proxy_protocol: false,
         loopback_only: config.insecure() && config.admin_listen.ip().is_loopback(),
         console: config.console_is_for_operators(),
+        sockjs_over_http: false,
     }
 }
 

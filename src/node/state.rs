@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::http::body::BodyBudget;
 use crate::http::health::Health;
 use crate::http::slots::Slots;
+use crate::http::sockjs::Fallbacks;
 use crate::http::AppState;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::metrics::Metrics;
@@ -46,6 +47,8 @@ pub(super) fn app_state(
         sessions_by_address: Shares::new(config.sessions_per_address),
         bodies: BodyBudget::default(),
         unauthenticated: Slots::new(config.handshakes_max, config.connections_per_address),
+        fallbacks: (config.sockjs_over_http)
+            .then(|| Fallbacks::new(config.max_sessions, config.sessions_per_address)),
         max_sessions: config.max_sessions,
         sessions_per_user: config.sessions_per_user,
         max_message_bytes: config.max_message_bytes,

@@ -39,7 +39,7 @@ impl WorkerThread {
             };
             let router = self.state.router.clone();
             let worker = Worker::new(self.index, self.sessions, router, self.commands, self.admitted);
-            let routes = http::public(self.state.clone(), self.console);
+            let routes = http::public(self.state.clone(), self.console, self.admissions.clone());
             let mut running = self.running;
             tokio::select! {
                 () = serve::run(listener, self.limits, routes, Some(self.admissions)) => {}

@@ -1,15 +1,21 @@
 //! The framing of SockJS inside of WebSocket messages: `o`, `h`, `a["…"]` and `c[code,"reason"]` to clients, an array of
-//! strings from them. Pure. (sockjs-protocol 0.3.3.)
+//! strings from them. Pure. Over HTTP the same frames come in responses of their own. (sockjs-protocol 0.3.3.)
 
 use std::borrow::Cow;
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::close::CloseCode;
 
 /// The session is open.
 pub const OPEN: &[u8] = b"o";
 pub const HEART_BEAT: &[u8] = b"h";
+
+/// To a second receiver of a session that has one.
+pub const ANOTHER_OPEN: &[u8] = b"c[2010,\"Another connection still open\"]";
+/// To whoever asks for a session whose receiver was cut.
+pub const INTERRUPTED: &[u8] = b"c[1002,\"Connection interrupted\"]";
 
 /// One message of the application.
 pub fn message(parts: &[&str]) -> Vec<u8> {
@@ -60,6 +66,29 @@ pub fn messages(text: &str) -> Option<Vec<Cow<'_, str>>> {
     }
 }
 
+/// [`messages`] as the client has written each, with its quotes.
+pub fn quoted(text: &str) -> Option<Vec<&str>> {
+    messages(text)?;
+    match text.as_bytes().first() {
+        None => Some(Vec::new()),
+        Some(b'[') => {
+            let all: Vec<&RawValue> = serde_json::from_str(text).ok()?;
+            Some(all.into_iter().map(RawValue::get).collect())
+        }
+        Some(_) => Some(vec![text]),
+    }
+}
+
+/// What a message frame holds, without its brackets; several of them make one frame. `None`: another frame.
+pub fn inside(frame: &[u8]) -> Option<&[u8]> {
+    frame.strip_prefix(b"a[")?.strip_suffix(b"]")
+}
+
+/// The frame ends the session for its client.
+pub fn is_close(frame: &[u8]) -> bool {
+    frame.first() == Some(&b'c')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,6 +120,20 @@ mod tests {
             let frame = close(*code);
             serde_json::from_slice::<(u16, String)>(&frame[1..]).unwrap();
         }
+    }
+
+    #[test]
+    fn messages_are_taken_apart_as_they_are_written() {
+        assert_eq!(quoted(r#" ["a"]"#), None, "an array begins at once");
+        assert_eq!(quoted(r#"[ "a" , "\u0062\n"]"#), Some(vec![r#""a""#, r#""\u0062\n""#]));
+        assert_eq!((quoted(""), quoted("[]")), (Some(vec![]), Some(vec![])));
+        assert_eq!(quoted(r#""a""#), Some(vec![r#""a""#]));
+        for bad in ["[", "[1]", "{}", r#"["\ud800"]"#] {
+            assert_eq!(quoted(bad), None, "{bad}");
+        }
+        assert_eq!(inside(&message(&["a"])), Some(&b"\"a\""[..]));
+        assert_eq!((inside(OPEN), inside(HEART_BEAT), inside(INTERRUPTED)), (None, None, None));
+        assert!(is_close(INTERRUPTED) && is_close(ANOTHER_OPEN) && !is_close(OPEN));
     }
 
     proptest! {

@@ -1,4 +1,5 @@
-//! A client's socket: plain, or with TLS. A plain one costs what a TCP stream costs.
+//! A client's socket: plain, with TLS, or one end of a pair whose other end speaks HTTP for the client. A plain one costs
+//! what a TCP stream costs.
 
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
@@ -6,7 +7,7 @@ use std::pin::Pin;
 use std::task::{ready, Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 use super::stream::TlsStream;
 use super::Acceptor;
@@ -15,6 +16,7 @@ use super::Acceptor;
 pub enum Transport {
     Plain(TcpStream),
     Tls(Box<TlsStream>),
+    Paired(Box<UnixStream>),
 }
 
 impl Transport {
@@ -27,10 +29,11 @@ impl Transport {
         matches!(self, Self::Tls(_))
     }
 
-    fn tcp(&self) -> &TcpStream {
+    fn sock(&self) -> socket2::SockRef<'_> {
         match self {
-            Self::Plain(tcp) => tcp,
-            Self::Tls(tls) => tls.tcp(),
+            Self::Plain(tcp) => tcp.into(),
+            Self::Tls(tls) => tls.tcp().into(),
+            Self::Paired(pair) => (&**pair).into(),
         }
     }
 
@@ -39,6 +42,7 @@ impl Transport {
         match self {
             Self::Plain(tcp) => tcp.try_write(bytes),
             Self::Tls(tls) => tls.try_write(bytes),
+            Self::Paired(pair) => pair.try_write(bytes),
         }
     }
 
@@ -46,26 +50,31 @@ impl Transport {
         match self {
             Self::Plain(tcp) => tcp.try_write_vectored(slices),
             Self::Tls(tls) => tls.try_write_vectored(slices),
+            Self::Paired(pair) => pair.try_write_vectored(slices),
         }
     }
 
     /// Whether bytes that were taken have yet to reach the kernel: [`Transport::send`] does it.
     pub fn has_unsent(&self) -> bool {
         match self {
-            Self::Plain(_) => false,
+            Self::Plain(_) | Self::Paired(_) => false,
             Self::Tls(tls) => tls.has_unsent(),
         }
     }
 
     pub fn send(&mut self) -> io::Result<()> {
         match self {
-            Self::Plain(_) => Ok(()),
+            Self::Plain(_) | Self::Paired(_) => Ok(()),
             Self::Tls(tls) => tls.send(),
         }
     }
 
     pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.tcp().poll_write_ready(cx)
+        match self {
+            Self::Plain(tcp) => tcp.poll_write_ready(cx),
+            Self::Tls(tls) => tls.tcp().poll_write_ready(cx),
+            Self::Paired(pair) => pair.poll_write_ready(cx),
+        }
     }
 
     /// Tells the peer that nothing more will come; may be called again. What it still sends can be read.
@@ -77,7 +86,7 @@ impl Transport {
             }
         }
         // A peer that is gone needs to be told nothing.
-        let _ = socket2::SockRef::from(self.tcp()).shutdown(Shutdown::Write);
+        let _ = self.sock().shutdown(Shutdown::Write);
     }
 }
 
@@ -90,6 +99,7 @@ impl AsyncRead for Transport {
                 into.advance(read);
                 Poll::Ready(Ok(()))
             }
+            Self::Paired(pair) => Pin::new(&mut **pair).poll_read(cx, into),
         }
     }
 }
@@ -102,6 +112,7 @@ impl AsyncWrite for Transport {
                 ready!(tls.poll_flush(cx))?;
                 Poll::Ready(tls.try_write(bytes))
             }
+            Self::Paired(pair) => Pin::new(&mut **pair).poll_write(cx, bytes),
         }
     }
 
@@ -116,6 +127,7 @@ impl AsyncWrite for Transport {
                 ready!(tls.poll_flush(cx))?;
                 Poll::Ready(tls.try_write_vectored(slices))
             }
+            Self::Paired(pair) => Pin::new(&mut **pair).poll_write_vectored(cx, slices),
         }
     }
 
@@ -125,7 +137,7 @@ impl AsyncWrite for Transport {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(_) => Poll::Ready(Ok(())),
+            Self::Plain(_) | Self::Paired(_) => Poll::Ready(Ok(())),
             Self::Tls(tls) => tls.poll_flush(cx),
         }
     }

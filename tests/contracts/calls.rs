@@ -109,6 +109,30 @@ async fn files(stage: &Stage) {
     for path in ["/sockjs/websocket", "/sockjs/000/abcd1234/websocket"] {
         Client::open(&stage.recording, stage.nodes[0].public(), path, Some(&token("dora", None, &[]))).await;
     }
+    transports(stage).await;
+}
+
+/// Sessions of SockJS without a WebSocket. Those of a stranger end at once, and so do the responses.
+async fn transports(stage: &Stage) {
+    let (public, stranger) = (stage.http(None), stage.http(Some("a.b.c")));
+    let at = |transport: &str| format!("/sockjs/{{server}}/{{session}}/{transport}");
+    let [poll, stream, send] = ["xhr", "xhr_streaming", "xhr_send"].map(|name| format!("POST {}", at(name)));
+    let events = format!("GET {}", at("eventsource"));
+    let polled = ["000", "polled"];
+    public.ask(&poll, &polled, None, 200).await;
+    let ping = json!([json!({"type": "auth", "token": token("dora", None, &[])}).to_string()]);
+    public.ask(&send, &polled, Some(ping), 204).await;
+    public.ask(&poll, &polled, None, 200).await;
+    stranger.ask(&stream, &["000", "streamed"], None, 200).await;
+    stranger.ask(&events, &["000", "events"], None, 200).await;
+    for name in ["xhr", "xhr_streaming", "xhr_send", "eventsource"] {
+        public.ask(&format!("OPTIONS {}", at(name)), &polled, None, 204).await;
+    }
+    for bad in ["", "{"] {
+        public.ask_with(&send, &polled, &[], Some(bad.to_owned()), 500).await;
+    }
+    public.ask_with(&send, &polled, &[("content-encoding", "gzip")], Some("[]".to_owned()), 415).await;
+    public.ask(&send, &["000", "nobody"], Some(json!(["x"])), 404).await;
 }
 
 const UNDER_V1: [(&str, &[&str]); 12] = [

@@ -47,6 +47,7 @@ impl Stage {
             ("EVENTS", "users,channels,sessions"),
             ("HEADER_TIMEOUT_MS", "1000"),
             ("DRAIN_MS", "2000"),
+            ("SOCKJS", "all"),
         ];
         let vars = [CHECKED, &more].concat();
         let nodes: Vec<Node> =

@@ -52,6 +52,8 @@ mod secrets;
 mod security;
 mod session;
 mod sockjs;
+mod sockjs_http;
+mod sockjs_http_flow;
 mod stomp;
 mod strategies;
 mod strategy_costs;

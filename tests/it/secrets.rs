@@ -34,6 +34,7 @@ async fn no_secret_and_no_content_is_in_a_log_a_metric_or_an_answer() {
         ("JWT_SECRET", secret.as_str()),
         ("API_KEYS", &format!("orders={key}")),
         ("LOG", "trace"),
+        ("SOCKJS", "all"),
         ("LOG_FORMAT", "json"),
     ];
     for with_broker in [false, true] {
@@ -87,6 +88,12 @@ async fn say_everything(process: &Process, secret: &str, key: &str) -> Vec<Strin
     let body = json!({"to": "user.alice", "payload": MARK});
     assert_eq!(api.with_token(key).publish(&body).await.0, 200);
     assert_eq!(alice.message().await["from"]["service"], "orders");
+    // The name of a session over HTTP, which is as good as a token.
+    for transport in ["xhr", "xhr_send", "xhr"] {
+        let path = format!("/sockjs/000/a-name-{MARK}/{transport}");
+        let auth = json!([json!({"type": "auth", "token": good}).to_string()]).to_string();
+        api.request(reqwest::Method::POST, &path).body(auth).send().await.unwrap();
+    }
     let mut answers = Vec::new();
     // A good ticket, twice; its own text is the mark.
     let ticket = Api::send(api.with_token(&good).request(reqwest::Method::POST, "/v1/tickets")).await.1;

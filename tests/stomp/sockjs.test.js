@@ -1,44 +1,14 @@
 // SockJS: the real sockjs-client with both codecs inside, and the assertions of sockjs-protocol 0.3.3 that concern what is
-// there (greeting, info, WebSocket and raw transports), each under the name that it has in that suite.
+// always there (greeting, info, WebSocket and raw transports), each under the name that it has in that suite.
 import assert from "node:assert/strict";
-import { createRequire } from "node:module";
 import { once } from "node:events";
 import { get } from "node:http";
 import { test } from "node:test";
 
 import WebSocket from "ws";
 
-import { Cluster } from "../../sdk/js/test/support/nodes.js";
-import { CLIENTS, Inbox, modern, within } from "./clients.js";
-
-const SockJS = createRequire(import.meta.url)("sockjs-client");
-
-async function setUp(t, env = {}) {
-  const cluster = await Cluster.start(t, 1, env);
-  const [node] = cluster.nodes;
-  return { node, base: `${node.http}/sockjs`, ws: `${node.http.replace("http", "ws")}/sockjs` };
-}
-
-/** A SockJS of a page, and what happens to it. */
-function open(t, url) {
-  const sockjs = new SockJS(url);
-  const events = { open: new Inbox(), message: new Inbox(), close: new Inbox() };
-  for (const name of Object.keys(events)) sockjs.addEventListener(name, events[name].push);
-  t.after(() => sockjs.close());
-  return { sockjs, ...events };
-}
-
-/** The bare frames of a transport. */
-async function bare(t, url) {
-  const socket = new WebSocket(url);
-  const frames = new Inbox();
-  const closes = new Inbox();
-  socket.on("message", (data) => frames.push(data.toString()));
-  socket.on("close", (code) => closes.push(code));
-  t.after(() => socket.terminate());
-  await within(once(socket, "open"), "open");
-  return { socket, frames, closes };
-}
+import { within } from "./clients.js";
+import { bare, open, setUp, stompOver } from "./sockjs.js";
 
 test("sockjs-client: warren.v1 inside", async (t) => {
   const { base } = await setUp(t);
@@ -76,10 +46,7 @@ test("sockjs-client: a refusal comes inside, and no other transport is tried", a
 for (const name of ["stompjs 2.3.3 over a plain WebSocket", "webstomp-client over a plain WebSocket", "@stomp/stompjs 1.2"]) {
   test(`${name} over sockjs-client`, async (t) => {
     const { base, node } = await setUp(t);
-    const options = { url: node.ws, headers: { login: "alice", passcode: "x" } };
-    const alice = name.startsWith("@")
-      ? modern(t, { ...options, more: { webSocketFactory: () => new SockJS(base) } })
-      : overSockJs(t, name, options, base);
+    const alice = stompOver(t, name, { base, node });
     await alice.connect();
     const room = await alice.subscribe("/topic/room");
     const long = `äöü€ "\\ ${"x".repeat(30_000)}`;
@@ -94,13 +61,6 @@ for (const name of ["stompjs 2.3.3 over a plain WebSocket", "webstomp-client ove
     assert.equal((await room.next()).body, '"from a backend"');
     await alice.leave();
   });
-}
-
-/** The old clients wrap any socket that looks like one. */
-function overSockJs(t, name, options, base) {
-  const sockjs = new SockJS(base);
-  sockjs.terminate = () => sockjs.close();
-  return CLIENTS[name](t, { ...options, socket: sockjs });
 }
 
 test("BaseUrlGreeting", async (t) => {
@@ -125,7 +85,7 @@ test("InfoTest", async (t) => {
   assert.match(plain.headers.get("cache-control"), /no-store, no-cache, no-transform, must-revalidate, max-age=0/);
   assert.equal(plain.headers.get("access-control-allow-origin"), "*");
   const { entropy, ...info } = await plain.json();
-  assert.deepEqual(info, { websocket: true, origins: ["*:*"], cookie_needed: false });
+  assert.deepEqual(info, { websocket: true, origins: ["*:*"], cookie_needed: false, transports: ["websocket"] });
   const other = (await (await fetch(`${base}/info`)).json()).entropy;
   assert.ok(Number.isInteger(entropy) && entropy >= 0 && entropy < 2 ** 32);
   assert.notEqual(entropy, other);
@@ -177,7 +137,7 @@ test("WebsocketHttpErrors", async (t) => {
   const posted = await fetch(`${base}/0/0/websocket`, { method: "POST", body: "" });
   assert.equal(posted.status, 405);
   assert.match(posted.headers.get("allow"), /GET/);
-  // Transports that are not there.
+  // Transports that are not there unless WARREN_SOCKJS says so: sockjs-http.test.js.
   for (const transport of ["xhr", "xhr_streaming", "xhr_send", "eventsource", "htmlfile", "jsonp"]) {
     assert.equal((await fetch(`${base}/0/0/${transport}`, { method: "POST", body: "" })).status, 404, transport);
   }

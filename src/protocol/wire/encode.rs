@@ -5,11 +5,11 @@ use bytes::Bytes;
 /// Longest payload of a control frame (RFC 6455 section 5.5).
 const CONTROL_BYTES_MAX: usize = 125;
 /// FIN, and the opcode of each kind of frame.
-const TEXT: u8 = 0x81;
+pub(super) const TEXT: u8 = 0x81;
 const BINARY: u8 = 0x82;
 const CLOSE: u8 = 0x88;
-const PING: u8 = 0x89;
-const PONG: u8 = 0x8a;
+pub(super) const PING: u8 = 0x89;
+pub(super) const PONG: u8 = 0x8a;
 
 /// A text message. Header and payload lie in one allocation of exactly their length, which all sockets that get
 /// the message share. The caller answers for `payload` being UTF-8.
