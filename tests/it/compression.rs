@@ -152,8 +152,7 @@ async fn what_a_client_compresses_is_taken_whole_in_pieces_and_beside_other_fram
         request.extend(std::iter::repeat_n(' ', len.saturating_sub(request.len())));
         request
     };
-    let mut id = 0;
-    for len in [0, 300, MESSAGE_BYTES_MAX] {
+    for (id, len) in [0, 300, MESSAGE_BYTES_MAX].into_iter().enumerate() {
         let whole = |id| compressed(TEXT, ping(id, len).as_bytes());
         let plain = |id| RawFrame::new(TEXT, ping(id, len));
         let pieces = |id: usize, cuts: usize| {
@@ -186,7 +185,6 @@ async fn what_a_client_compresses_is_taken_whole_in_pieces_and_beside_other_fram
         let pong = client.read_frame().await.unwrap();
         assert_eq!((pong.opcode, &pong.payload[..]), (PONG, &b"here"[..]));
         assert_eq!(next(&mut client, "reply").await["id"], id);
-        id += 1;
     }
     // Nothing at all, compressed: a message like any other that is no JSON.
     client.send_frame(&compressed(TEXT, b"")).await;

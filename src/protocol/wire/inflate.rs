@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use miniz_oxide::inflate::core::inflate_flags::{
-    TINFL_FLAG_HAS_MORE_INPUT, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF,
+    TINFL_FLAG_HAS_MORE_INPUT, TINFL_FLAG_STOP_ON_BLOCK_BOUNDARY, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF,
 };
 use miniz_oxide::inflate::core::{decompress, DecompressorOxide};
 use miniz_oxide::inflate::TINFLStatus;
@@ -13,8 +13,10 @@ use super::Violation;
 /// What the client has cut off, to be put back; and a last empty block of this side, which can be read as one only if the
 /// message ends with a block of its own, and so tells whether all of it has come.
 const TRAILER: [u8; 6] = [0, 0, 0xff, 0xff, 0x03, 0x00];
-/// A client may end a block as if it were the last one of a stream (section 7.2.3.4). Each has the inflater begin anew.
-const FINAL_BLOCKS_MAX: u32 = 64;
+/// Most blocks of one message. Eleven bytes make an empty block whose codes take five microseconds to set up, so that
+/// 64 KiB of them would hold up a thread for tens of milliseconds. Compressors make a block of some thousand symbols, and
+/// one or two more whenever they are flushed.
+const BLOCKS_MAX: u32 = 256;
 /// Room for the first piece of a message, in bytes; it doubles up to the limit.
 const ROOM_BYTES_MIN: usize = 4 * 1024;
 
@@ -51,7 +53,7 @@ pub(super) fn inflated<T>(
     then: impl FnOnce(&[u8]) -> T,
 ) -> Result<T, Violation> {
     let taken = INFLATER.try_with(Cell::take).ok().flatten();
-    let mut inflater = taken.unwrap_or_else(|| Box::default());
+    let mut inflater = taken.unwrap_or_default();
     let result = inflater.run(data, bytes_max).map(|len| then(inflater.out.get(..len).unwrap_or_default()));
     let _ = INFLATER.try_with(|cell| cell.set(Some(inflater)));
     result
@@ -61,7 +63,7 @@ impl Inflater {
     /// The length of the message, which lies at the start of `out`.
     fn run(&mut self, data: &[u8], bytes_max: usize) -> Result<usize, Violation> {
         self.stream.init();
-        let (mut len, mut final_blocks) = (0, 0);
+        let (mut len, mut blocks) = (0, 0);
         for (mut rest, is_last) in [(data, false), (&TRAILER[..], true)] {
             loop {
                 let (status, used, made) = self.step(rest, len, bytes_max);
@@ -71,14 +73,17 @@ impl Inflater {
                     return Err(Violation::TooBig);
                 }
                 match status {
-                    TINFLStatus::HasMoreOutput => {}
+                    TINFLStatus::HasMoreOutput => continue,
                     TINFLStatus::NeedsMoreInput if !is_last => break,
                     TINFLStatus::Done if is_last && rest.is_empty() => break,
-                    TINFLStatus::Done if !is_last && final_blocks < FINAL_BLOCKS_MAX => {
-                        final_blocks += 1;
-                        self.stream.init();
-                    }
+                    // A client may end a block as if it were the last one of a stream (section 7.2.3.4).
+                    TINFLStatus::Done if !is_last => self.stream.init(),
+                    TINFLStatus::BlockBoundary => {}
                     _ => return Err(BROKEN),
+                }
+                blocks += 1;
+                if blocks > BLOCKS_MAX {
+                    return Err(Violation::TooBig);
                 }
             }
         }
@@ -91,7 +96,9 @@ impl Inflater {
             let room = (2 * self.out.len()).clamp(ROOM_BYTES_MIN, ROOM_BYTES_MIN.max(bytes_max + 1));
             self.out.resize(room, 0);
         }
-        const FLAGS: u32 = TINFL_FLAG_HAS_MORE_INPUT | TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
+        const FLAGS: u32 = TINFL_FLAG_HAS_MORE_INPUT
+            | TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF
+            | TINFL_FLAG_STOP_ON_BLOCK_BOUNDARY;
         decompress(&mut self.stream, input, &mut self.out, len, FLAGS)
     }
 }
@@ -186,10 +193,28 @@ mod tests {
     }
 
     #[test]
-    fn blocks_that_are_the_last_are_bounded() {
-        let blocks = |count: u32| [b"\x03\x00".repeat(count as usize), b"\x00".to_vec()].concat();
-        assert_eq!(read(&blocks(FINAL_BLOCKS_MAX), 5), Ok(vec![]));
-        assert_eq!(read(&blocks(FINAL_BLOCKS_MAX + 1), 5), Err(BROKEN));
+    fn the_blocks_of_a_message_are_bounded() {
+        // One with BFINAL, one without compression, and four with codes of their own, which end at a byte: all empty. The
+        // trailer is another block.
+        let own_codes =
+            b"\x04\xc0\x81\x00\x00\x00\x00\x00\x90\xff\x6b\x10\x00\x07\x02\x00\x00\x00\x00\x40\xfe\xaf\
+            \x41\x00\x1c\x08\x00\x00\x00\x00\x00\xf9\xbf\x06\x01\x70\x20\x00\x00\x00\x00\x00\xe4\xff\x1a";
+        for block in [&b"\x03\x00"[..], b"\x00\x00\x00\xff\xff"] {
+            let blocks = |count: u32| [block.repeat(count as usize), b"\x00".to_vec()].concat();
+            assert_eq!(read(&blocks(BLOCKS_MAX - 1), 5), Ok(vec![]), "{block:02x?}");
+            assert_eq!(read(&blocks(BLOCKS_MAX), 5), Err(Violation::TooBig), "{block:02x?}");
+        }
+        let four = |count: u32| [own_codes.repeat(count as usize), b"\x00".to_vec()].concat();
+        assert_eq!(read(&four(BLOCKS_MAX / 4 - 1), 5), Ok(vec![]));
+        assert_eq!(read(&four(BLOCKS_MAX / 4), 5), Err(Violation::TooBig));
+        // As a client flushes that sends each word when it has it.
+        let mut flushed = Vec::with_capacity(10_000);
+        let mut compressor = Compress::new(Compression::fast(), false);
+        for _ in 0..100 {
+            compressor.compress_vec(b"word ", &mut flushed, FlushCompress::Sync).unwrap();
+        }
+        flushed.truncate(flushed.len() - 4);
+        assert_eq!(read(&flushed, 500), Ok(b"word ".repeat(100)));
     }
 
     #[test]
