@@ -31,7 +31,7 @@ impl Session {
     }
 
     /// The first frame of a session of warren.v1 that has a user. It is never compressed: when all clients of another
-    /// node come at once, that would cost as much again as half of their handshakes.
+    /// node come at once, that would cost a good part of what their handshakes cost.
     pub(super) fn welcome(&self, welcome: &Welcome, now: u32) {
         self.send(&self.framing.plain().text(&[&warren_v1::reply::welcome(welcome)]), None, now);
     }

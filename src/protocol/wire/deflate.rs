@@ -9,8 +9,8 @@ use smallvec::SmallVec;
 
 use super::encode::{frame, message_first};
 
-/// Shorter payloads are sent as they are, in bytes: they fit into one packet with or without it, and two thirds of the
-/// time that compressing takes does not depend on the length.
+/// Shorter payloads are sent as they are, in bytes: they fit into one packet with or without compression, and of the time
+/// that a kilobyte takes two thirds do not depend on the length.
 pub const DEFLATE_BYTES_MIN: usize = 256;
 /// Longer payloads are sent as they are, in bytes: compressing holds up the other sockets of the thread. It is the largest
 /// limit that an operator can set for a message of a client.
