@@ -68,9 +68,9 @@ fn main() -> ExitCode {
     let door = |url: &str| Door::new(url, secret.clone());
     let done = runtime.block_on(async {
         match cli.load {
-            Load::Idle(load) => load.run(&door(&load.at.url)?).await,
-            Load::Storm(load) => load.run(&door(&load.at.url)?).await,
-            Load::Fanout(load) => load.run(&door(&load.at.url)?).await,
+            Load::Idle(load) => load.run(&load.at.door(secret.clone())?).await,
+            Load::Storm(load) => load.run(&load.at.door(secret.clone())?).await,
+            Load::Fanout(load) => load.run(&load.at.door(secret.clone())?).await,
             Load::Direct(load) => load.run(&door(&load.from)?, &door(&load.to)?).await,
             Load::Write(load) => load.run().map_err(|error| error.to_string()),
             Load::Drain(load) => load.run().await.map_err(|error| error.to_string()),

@@ -22,6 +22,8 @@ const TOKEN_LIFE: Duration = Duration::from_secs(3600);
 /// More than this before the welcome is no welcome.
 const GREETING_BYTES_MAX: usize = 8 * 1024;
 
+const EXTENSION: &[u8] = b"permessage-deflate";
+
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; 64 * 1024]);
 }
@@ -33,6 +35,8 @@ pub struct Door {
     path: String,
     /// The secret of HS256 tokens; without it the node must be insecure.
     secret: Option<String>,
+    /// Sockets offer permessage-deflate, as browsers do.
+    compression: bool,
 }
 
 impl Door {
@@ -41,7 +45,11 @@ impl Door {
         let rest = url.strip_prefix("ws://").ok_or("a URL is ws://<ip>:<port>/<path>")?;
         let (address, path) = rest.split_once('/').unwrap_or((rest, "ws"));
         let address = address.parse().map_err(|error| format!("{address}: {error}"))?;
-        Ok(Self { address, path: format!("/{path}"), secret })
+        Ok(Self { address, path: format!("/{path}"), secret, compression: false })
+    }
+
+    pub fn compressed(self, compression: bool) -> Self {
+        Self { compression, ..self }
     }
 
     /// The `Authorization` header of a user; with `caps` for the API.
@@ -59,10 +67,14 @@ impl Door {
     /// The request that opens a socket for a user: made ahead, so that signing is not measured.
     pub fn request(&self, user: &str) -> Vec<u8> {
         let (path, address, bearer) = (&self.path, self.address, self.bearer(user, None));
+        let offer = match self.compression {
+            true => "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n",
+            false => "",
+        };
         format!(
             "GET {path} HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-             Authorization: {bearer}\r\n\r\n"
+             {offer}Authorization: {bearer}\r\n\r\n"
         )
         .into_bytes()
     }
@@ -100,6 +112,11 @@ async fn greet(address: SocketAddr, index: usize, request: &[u8]) -> io::Result<
         let Some(end) = answer.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
         if !answer.starts_with(b"HTTP/1.1 101") {
             return Err(refused(&answer));
+        }
+        let offers =
+            |head: &[u8]| head.windows(EXTENSION.len()).any(|part| part.eq_ignore_ascii_case(EXTENSION));
+        if offers(request) != offers(&answer[..end]) {
+            return Err(io::Error::other("compression was offered and not accepted: WARREN_COMPRESSION=on"));
         }
         let mut welcomed = false;
         Frames::default().read(&answer[end + 4..], |_, payload| {

@@ -39,6 +39,9 @@ pub struct Fanout {
     /// Bytes of each payload
     #[arg(long, default_value_t = 128)]
     payload: usize,
+    /// Payloads are rows of a table in JSON, instead of one letter over and over
+    #[arg(long)]
+    rows: bool,
 }
 
 /// What has arrived, over all sockets.
@@ -176,7 +179,11 @@ struct Poster {
 impl Poster {
     fn new(door: &Door, load: &Fanout) -> Self {
         let url = format!("http://{}/v1/messages", door.address);
-        let message = json!({ "to": "broadcast", "payload": "x".repeat(load.payload.saturating_sub(2)) });
+        let payload = match load.rows {
+            true => rows(load.payload),
+            false => json!("x".repeat(load.payload.saturating_sub(2))),
+        };
+        let message = json!({ "to": "broadcast", "payload": payload });
         Self { http: Http::new(), url, bearer: door.bearer("swarm", Some(&["api"])), message }
     }
 
@@ -192,4 +199,23 @@ impl Poster {
             false => Err(format!("{}: {}", answer.status(), answer.text().await.unwrap_or_default())),
         }
     }
+}
+
+/// Orders as a page would show them, about so many bytes of them; the same each time.
+fn rows(bytes: usize) -> serde_json::Value {
+    const STATES: [&str; 4] = ["open", "filled", "cancelled", "partially filled"];
+    let (mut rows, mut len, mut state) = (Vec::new(), 0, 1u64);
+    while len < bytes {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let random = state >> 33;
+        let row = json!({
+            "order": format!("{:08x}", random as u32),
+            "price": (random % 1_000_000) as f64 / 100.0,
+            "amount": random % 500,
+            "state": STATES[(random % 4) as usize],
+        });
+        len += row.to_string().len() + 1;
+        rows.push(row);
+    }
+    rows.into()
 }

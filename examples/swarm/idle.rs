@@ -27,9 +27,16 @@ pub struct At {
     /// The node's process, for its memory and processor time
     #[arg(long)]
     pub pid: Option<u32>,
+    /// The sockets offer permessage-deflate; the node needs WARREN_COMPRESSION=on
+    #[arg(long)]
+    pub compression: bool,
 }
 
 impl At {
+    pub fn door(&self, secret: Option<String>) -> Result<Door, String> {
+        Ok(Door::new(&self.url, secret)?.compressed(self.compression))
+    }
+
     pub fn node(&self) -> Option<Process> {
         self.pid.map(Process)
     }

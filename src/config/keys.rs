@@ -126,6 +126,7 @@ pub const KEYS: &[Key] = &[
     number("CHANNELS_PER_SESSION", [128, 1, 65_536], "channels", "that one session may subscribe to"),
     number("MAX_MESSAGE_BYTES", [65_536, 1024, 1_048_576], "bytes", "longest frame or HTTP body of a publisher"),
     number("OUTBOX_BYTES", [262_144, 1024, 67_108_864], "bytes", "queued for a socket that does not read; more closes it with 4102"),
+    word("COMPRESSION", "off", &["off", "on"], "`on`: messages of 256 bytes and more to clients that offer permessage-deflate (RFC 7692) are compressed, and theirs are taken compressed; it costs processor time and saves bytes ([docs/protocol.md](docs/protocol.md#compression))"),
     number("MESSAGE_RATE", [100, 0, 1_000_000], "1/s", "requests of one user on one node, through sockets and HTTP together, and of one session; 0 = unlimited"),
     number("MESSAGE_BURST", [200, 1, 1_000_000], "publishes", "how many may come at once"),
     number("IN_FLIGHT_PER_SESSION", [256, 1, 65_536], "publishes", "not yet settled, of one session"),

@@ -72,6 +72,8 @@ pub struct Config {
     pub channels_per_session: usize,
     pub max_message_bytes: usize,
     pub outbox_bytes: usize,
+    /// Sockets may be compressed, if their clients offer it.
+    pub compression: bool,
     /// `None` = unlimited.
     pub message_rate: Option<RateLimit>,
     pub in_flight_per_session: usize,
@@ -175,6 +177,7 @@ impl Config {
             channels_per_session: from.count("CHANNELS_PER_SESSION"),
             max_message_bytes: from.count("MAX_MESSAGE_BYTES"),
             outbox_bytes: from.count("OUTBOX_BYTES"),
+            compression: from.word("COMPRESSION") == Some("on"),
             message_rate: message_rate(&mut from),
             in_flight_per_session: from.count("IN_FLIGHT_PER_SESSION"),
             pending_max: from.count("PENDING_MAX"),

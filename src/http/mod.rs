@@ -73,6 +73,8 @@ pub struct AppState {
     pub max_sessions: usize,
     pub sessions_per_user: usize,
     pub max_message_bytes: usize,
+    /// Sockets may be compressed, if their clients offer it.
+    pub compression: bool,
     /// To send a request's body, once its head is there: one that never comes must not hold a connection.
     pub body_timeout: Duration,
 }

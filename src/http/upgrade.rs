@@ -19,6 +19,7 @@ use crate::budgets::Share;
 use crate::error::{Code, Error};
 use crate::lifecycle::Phase;
 use crate::protocol::close::CloseCode;
+use crate::protocol::wire::extensions;
 use crate::protocol::wire::handshake::{self, Accepted};
 use crate::protocol::Framing;
 use crate::router::hooks::Question;
@@ -50,6 +51,7 @@ pub(super) async fn open(
 ) -> Response {
     let opened = async {
         let accepted = check(method, headers, framing)?;
+        let extension = extension(state, headers, framing)?;
         let (Some(socket), Some((client, connection))) = (socket, from) else {
             return Err(Refusal::bad("this connection cannot be upgraded").response());
         };
@@ -58,7 +60,7 @@ pub(super) async fn open(
         let (admitted, refused) = match (admitted, framing) {
             (Ok(admitted), _) => (admitted, None),
             (Err(refusal), Framing::SockJs) => (Admitted::default(), Some(refusal.close)),
-            (Err(refusal), Framing::WebSocket) => return Err(refusal.response()),
+            (Err(refusal), Framing::WebSocket | Framing::Deflated) => return Err(refusal.response()),
         };
         if refused.is_some() {
             state.metrics.handshake_refused();
@@ -70,10 +72,10 @@ pub(super) async fn open(
             share: admitted.share,
             acknowledges: query_value(query, "ack") == Some("client"),
             codec: accepted.codec,
-            framing,
+            framing: if extension.is_some() { Framing::Deflated } else { framing },
             refused,
         });
-        Ok(switch(accepted))
+        Ok(switch(accepted, extension))
     };
     opened.await.unwrap_or_else(|refusal: Box<Response>| {
         state.metrics.handshake_refused();
@@ -143,6 +145,20 @@ fn check(method: &Method, headers: &HeaderMap, framing: Framing) -> Result<Accep
     })
 }
 
+/// What the response says of compression, where it is allowed and the client offers it. Offers that are not read are those of
+/// a server without extensions: it ignores them (RFC 6455 section 9.1).
+fn extension(
+    state: &AppState,
+    headers: &HeaderMap,
+    framing: Framing,
+) -> Result<Option<&'static str>, Box<Response>> {
+    if !state.compression || framing != Framing::WebSocket {
+        return Ok(None);
+    }
+    let malformed = |_| Refusal::bad("Sec-WebSocket-Extensions is not a list of extensions").response();
+    extensions::negotiate(headers).map_err(malformed)
+}
+
 /// Whether the application lets the user connect, if it is to be asked.
 async fn allowed(state: &AppState, client: Client, identity: &Identity) -> Result<(), Refusal> {
     let address = (!client.is_proxy).then(|| counted(client.address));
@@ -196,7 +212,7 @@ pub(super) async fn admit(
     Ok(Admitted { identity, unauthenticated, share })
 }
 
-fn switch(accepted: Accepted) -> Response {
+fn switch(accepted: Accepted, extension: Option<&'static str>) -> Response {
     let mut response = Response::new(String::new().into());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
@@ -207,6 +223,9 @@ fn switch(accepted: Accepted) -> Response {
     }
     if let Some(subprotocol) = accepted.subprotocol {
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(subprotocol));
+    }
+    if let Some(extension) = extension {
+        headers.insert(header::SEC_WEBSOCKET_EXTENSIONS, HeaderValue::from_static(extension));
     }
     response
 }

@@ -52,6 +52,7 @@ pub(super) fn app_state(
         max_sessions: config.max_sessions,
         sessions_per_user: config.sessions_per_user,
         max_message_bytes: config.max_message_bytes,
+        compression: config.compression,
         body_timeout: config.header_timeout,
     })
 }

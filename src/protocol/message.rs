@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use crate::ids::{Life, MessageId, SessionId, UserId};
 use crate::protocol::stomp::{self, render::Tail};
 use crate::protocol::target::Target;
-use crate::protocol::{warren_v1, Framing};
+use crate::protocol::{warren_v1, wire, Framing};
 
 /// How hard the gateway tries to deliver a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -174,13 +174,19 @@ impl Rendered {
 
     /// The whole WebSocket frame for sessions that speak warren.v1.
     pub fn warren_v1(&self, framing: Framing) -> &Bytes {
-        let render = || framing.text(&[&warren_v1::reply::message(&self.message)]);
+        let render = || match framing {
+            Framing::Deflated => wire::deflated_frame(self.warren_v1(framing.plain())),
+            _ => framing.text(&[&warren_v1::reply::message(&self.message)]),
+        };
         self.warren_v1[framing as usize].get_or_init(render)
     }
 
     /// All of the frame but its first lines, for sessions that speak STOMP.
     pub fn stomp(&self, framing: Framing) -> &Tail {
-        let render = || stomp::render::tail(&self.message, framing.takes_binary());
+        let render = || match framing {
+            Framing::Deflated => self.stomp(framing.plain()).deflated(),
+            _ => stomp::render::tail(&self.message, framing.takes_binary()),
+        };
         self.stomp[framing as usize].get_or_init(render)
     }
 }

@@ -34,15 +34,27 @@ pub enum Framing {
     WebSocket,
     /// The frames of [`sockjs`].
     SockJs,
+    /// Nothing, and messages are compressed where that makes them shorter (RFC 7692). There is none for SockJS: its
+    /// messages are escaped anew for each head, so that they could not be compressed once for all sessions.
+    Deflated,
 }
 
 impl Framing {
-    pub const COUNT: usize = 2;
+    pub const COUNT: usize = 3;
+
+    /// The same without compression.
+    pub fn plain(self) -> Self {
+        match self {
+            Framing::WebSocket | Framing::Deflated => Framing::WebSocket,
+            Framing::SockJs => Framing::SockJs,
+        }
+    }
 
     /// A WebSocket frame with one text, which lies in parts; none ends within a character.
     pub fn text(self, parts: &[&[u8]]) -> Bytes {
         match self {
             Framing::WebSocket => wire::message_frame(false, parts),
+            Framing::Deflated => wire::deflated_frame(&wire::message_frame(false, parts)),
             Framing::SockJs => {
                 let texts: Vec<_> = parts.iter().map(|part| String::from_utf8_lossy(part)).collect();
                 let texts: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
@@ -53,6 +65,6 @@ impl Framing {
 
     /// Whether bytes that are no text can be sent.
     pub fn takes_binary(self) -> bool {
-        self == Framing::WebSocket
+        self != Framing::SockJs
     }
 }

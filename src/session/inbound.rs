@@ -11,7 +11,7 @@ use crate::session::worker::WorkerState;
 
 pub(super) fn on_text(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &str) {
     match session.framing {
-        Framing::WebSocket => on_frame(worker, session, text),
+        Framing::WebSocket | Framing::Deflated => on_frame(worker, session, text),
         Framing::SockJs => match sockjs::messages(text) {
             Some(frames) => {
                 // An array may be empty, and costs no less than a frame.
@@ -33,7 +33,7 @@ pub(super) fn on_text(worker: &Rc<WorkerState>, session: &Rc<Session>, text: &st
 /// What is no text may only be STOMP.
 pub(super) fn on_binary(worker: &Rc<WorkerState>, session: &Rc<Session>, bytes: &[u8]) {
     match codec(worker, session, bytes) {
-        Codec::Stomp if session.framing == Framing::WebSocket => worker.on_stomp(session, bytes),
+        Codec::Stomp if session.framing.takes_binary() => worker.on_stomp(session, bytes),
         _ => session.close(CloseCode::BadRequest, 0, worker.now()),
     }
 }

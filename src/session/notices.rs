@@ -30,9 +30,10 @@ impl Session {
         self.send(&self.framing.text(&[frame]), None, now);
     }
 
-    /// The first frame of a session of warren.v1 that has a user.
+    /// The first frame of a session of warren.v1 that has a user. It is never compressed: when all clients of another
+    /// node come at once, that would cost a good part of what their handshakes cost.
     pub(super) fn welcome(&self, welcome: &Welcome, now: u32) {
-        self.say(&warren_v1::reply::welcome(welcome), now);
+        self.send(&self.framing.plain().text(&[&warren_v1::reply::welcome(welcome)]), None, now);
     }
 
     /// The answer to a request. `id` is that of the request, in the codec's own form. Frames are gathered for

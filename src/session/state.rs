@@ -103,7 +103,9 @@ impl Session {
             identity: RefCell::new(None),
             unauthenticated: Cell::new(unauthenticated),
             socket: RefCell::new(socket),
-            decoder: RefCell::new(Decoder::new(opening.message_bytes_max)),
+            decoder: RefCell::new(
+                Decoder::new(opening.message_bytes_max).deflating(opening.framing == Framing::Deflated),
+            ),
             waker: RefCell::new(None),
             acks: OnceCell::new(),
             channels: RefCell::new(None),

@@ -28,6 +28,7 @@ mod channel_members;
 mod channel_messages;
 mod channels;
 mod churn;
+mod compression;
 mod console;
 mod credentials;
 mod deploy;

@@ -180,6 +180,8 @@ fn vendors_have_one_home_each() {
         ("warp", "src/http/"),
         ("jsonwebtoken", "src/auth/"),
         ("rustls", "src/tls/"),
+        ("flate2", "src/protocol/wire/"),
+        ("miniz_oxide", "src/protocol/wire/"),
         ("std::env", "src/config/"),
         ("env::var", "src/config/"),
         ("env::set_var", "src/config/"),

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -85,13 +86,33 @@ impl RawFrame {
     }
 }
 
+/// A message as RFC 7692 section 7.2.1 has it sent.
+pub fn deflate(message: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(message.len() + message.len() / 8 + 64);
+    Compress::new(Compression::best(), false).compress_vec(message, &mut out, FlushCompress::Sync).unwrap();
+    assert_eq!(out.split_off(out.len() - 4), [0, 0, 0xff, 0xff]);
+    out
+}
+
+/// The inverse of [`deflate`].
+pub fn inflate(data: &[u8]) -> Vec<u8> {
+    let data = [data, &[0, 0, 0xff, 0xff]].concat();
+    let (mut inflater, mut out) = (Decompress::new(false), Vec::with_capacity(4096));
+    while (inflater.total_in() as usize) < data.len() || out.len() == out.capacity() {
+        out.reserve(4096);
+        let rest = &data[inflater.total_in() as usize..];
+        inflater.decompress_vec(rest, &mut out, FlushDecompress::Sync).unwrap();
+    }
+    out
+}
+
 /// The payload of a close frame.
 pub fn close_payload(code: u16, reason: &[u8]) -> Vec<u8> {
     [&code.to_be_bytes(), reason].concat()
 }
 
-/// A frame from the server. Reading it has checked that it is neither masked nor fragmented, without reserved
-/// bits and with its length in the shortest form.
+/// A frame from the server. Reading it has checked that it is neither masked nor fragmented, with its length in the
+/// shortest form, and without reserved bits except those of a compressed message where that was agreed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerFrame {
     pub opcode: u8,
@@ -102,6 +123,15 @@ pub struct ServerFrame {
 pub struct RawClient {
     stream: TcpStream,
     early: Vec<u8>,
+    deflate: Option<Deflate>,
+}
+
+/// Of a socket with permessage-deflate: what came compressed so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Deflate {
+    pub frames: usize,
+    /// Of their payloads, before they were inflated.
+    pub bytes: usize,
 }
 
 /// A good upgrade request, with `lines` (each ended by `\r\n`) as further headers.
@@ -126,6 +156,28 @@ impl RawClient {
         client
     }
 
+    /// Connects with an offer of permessage-deflate, which must be accepted. Messages are inflated as they are read.
+    pub async fn connect_deflated(addr: SocketAddr, path: &str) -> Self {
+        Self::connect_deflated_as(addr, path, "").await
+    }
+
+    /// The same with further headers.
+    pub async fn connect_deflated_as(addr: SocketAddr, path: &str, lines: &str) -> Self {
+        let offer =
+            format!("Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n{lines}");
+        let (head, mut client) = Self::request(addr, &upgrade_request(path, &offer)).await;
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        let accepted = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
+        assert_eq!(header(&head, "sec-websocket-extensions"), Some(accepted), "{head}");
+        client.deflate = Some(Deflate::default());
+        client
+    }
+
+    /// What came compressed so far.
+    pub fn deflated(&self) -> Deflate {
+        self.deflate.unwrap_or_default()
+    }
+
     /// Sends any request and returns the head of the response, beside the socket.
     pub async fn request(addr: SocketAddr, request: &str) -> (String, Self) {
         Self::request_bytes(addr, request.as_bytes()).await
@@ -139,7 +191,7 @@ impl RawClient {
     async fn request_on(mut stream: TcpStream, request: &[u8]) -> (String, Self) {
         stream.set_nodelay(true).unwrap();
         stream.write_all(request).await.unwrap();
-        let mut client = Self { stream, early: Vec::new() };
+        let mut client = Self { stream, early: Vec::new(), deflate: None };
         let end = loop {
             if let Some(at) = client.early.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at + 4;
@@ -169,10 +221,8 @@ impl RawClient {
                     Ok((start, end)) => {
                         let rest = self.early.split_off(end);
                         let frame = std::mem::replace(&mut self.early, rest);
-                        return Some(ServerFrame {
-                            opcode: frame[0] & 0x0f,
-                            payload: frame[start..].to_vec(),
-                        });
+                        let payload = self.payload(frame[0], &frame[start..]);
+                        return Some(ServerFrame { opcode: frame[0] & 0x0f, payload });
                     }
                     Err(more) => need = more,
                 }
@@ -180,6 +230,21 @@ impl RawClient {
                 let begun = &self.early[..self.early.len().min(80)];
                 assert!(begun.is_empty(), "the stream ends inside a frame: {begun:x?}");
                 return None;
+            }
+        }
+    }
+
+    fn payload(&mut self, first: u8, payload: &[u8]) -> Vec<u8> {
+        let is_data = matches!(first & 0x0f, TEXT | BINARY);
+        match &mut self.deflate {
+            Some(deflate) if is_data && first & 0xf0 == 0xc0 => {
+                deflate.frames += 1;
+                deflate.bytes += payload.len();
+                inflate(payload)
+            }
+            _ => {
+                assert_eq!(first & 0xf0, 0x80, "FIN without reserved bits");
+                payload.to_vec()
             }
         }
     }
@@ -209,7 +274,6 @@ impl RawClient {
 
 /// Where the payload of the first frame starts and ends, or how many bytes are needed to tell.
 fn frame_end(bytes: &[u8]) -> Result<(usize, usize), usize> {
-    assert_eq!(bytes[0] & 0xf0, 0x80, "FIN without reserved bits");
     let (start, len) = match bytes[1] {
         short @ 0..=125 => (2, usize::from(short)),
         126 if bytes.len() < 4 => return Err(4),

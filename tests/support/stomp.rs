@@ -64,10 +64,20 @@ impl StompClient {
 
     /// A session of 1.2 of a user whom the node believes.
     pub async fn connect(addr: SocketAddr, user: &str) -> Self {
-        let mut client = Self::open(addr, "/ws", "v12.stomp").await;
-        client.say("CONNECT", &["accept-version:1.2", &format!("login:{user}")], "").await;
-        assert_eq!(client.next("CONNECTED").await.get("user-name"), user);
-        client
+        Self::open(addr, "/ws", "v12.stomp").await.connected(user).await
+    }
+
+    /// The same over a socket with compression.
+    pub async fn connect_deflated(addr: SocketAddr, user: &str) -> Self {
+        let line = "Sec-WebSocket-Protocol: v12.stomp\r\n";
+        let raw = RawClient::connect_deflated_as(addr, "/ws", line).await;
+        Self { raw }.connected(user).await
+    }
+
+    async fn connected(mut self, user: &str) -> Self {
+        self.say("CONNECT", &["accept-version:1.2", &format!("login:{user}")], "").await;
+        assert_eq!(self.next("CONNECTED").await.get("user-name"), user);
+        self
     }
 
     pub async fn send_text(&mut self, text: &str) {

@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use base64::engine::general_purpose::STANDARD;
 use base64::Engine as _;
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::Version;
 use crate::error::Error;
@@ -16,6 +17,7 @@ use crate::ids::{SessionId, UserId};
 use crate::protocol::close::{CloseCode, Reconnect};
 use crate::protocol::message::{Form, Message, Sender};
 use crate::protocol::reply::Settled;
+use crate::protocol::wire;
 
 /// A line feed alone in its message: nothing else is taken for a heart-beat by every client.
 pub const HEART_BEAT: &[u8] = b"\n";
@@ -26,6 +28,29 @@ pub struct Tail {
     pub bytes: Bytes,
     /// To be sent as a binary message: the body is no text.
     pub is_binary: bool,
+    /// `bytes` compressed for sessions that take that, if they become shorter.
+    deflated: Option<Bytes>,
+}
+
+impl Tail {
+    /// The same for sessions that take compressed messages.
+    pub fn deflated(&self) -> Self {
+        Self {
+            deflated: wire::deflated_tail(&self.bytes),
+            bytes: self.bytes.clone(),
+            is_binary: self.is_binary,
+        }
+    }
+
+    /// The WebSocket frame with this head, which lies in parts, for such sessions. A head is not compressed, so that the
+    /// tail is once for all.
+    pub fn frame(&self, head: &[&[u8]]) -> Bytes {
+        let deflated = self.deflated.as_ref().and_then(|tail| wire::headed_frame(self.is_binary, head, tail));
+        deflated.unwrap_or_else(|| {
+            let parts: SmallVec<[&[u8]; 4]> = head.iter().copied().chain([&self.bytes[..]]).collect();
+            wire::message_frame(self.is_binary, &parts)
+        })
+    }
 }
 
 /// Writes a header of the gateway's own.
@@ -86,7 +111,7 @@ pub fn tail(message: &Message, takes_binary: bool) -> Tail {
     bytes.extend_from_slice(head.as_bytes());
     bytes.extend_from_slice(&body);
     bytes.push(0);
-    Tail { bytes: bytes.into(), is_binary: !is_text && takes_binary }
+    Tail { bytes: bytes.into(), is_binary: !is_text && takes_binary, deflated: None }
 }
 
 /// The first lines of the MESSAGE frames of a subscription, in the client's own words.

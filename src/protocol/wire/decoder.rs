@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::header::{parse, unmask, Header, Opcode, HEADER_BYTES_MAX};
+use super::inflate::{deflated_bytes_max, inflated};
 use super::utf8::valid_prefix;
 use super::{Event, Violation};
 
@@ -19,6 +20,8 @@ pub struct Decoder {
     serial: u32,
     /// After a close frame, a violation or a sink that had enough: the rest of the stream means nothing.
     done: bool,
+    /// Compression was negotiated: RSV1 has a meaning.
+    may_deflate: bool,
     unfinished: Option<Box<Unfinished>>,
 }
 
@@ -48,8 +51,11 @@ struct Frame {
 #[derive(Debug)]
 struct Message {
     is_text: bool,
+    /// `data` is what came, and becomes a message when all of it has come.
+    deflated: bool,
     data: Vec<u8>,
-    /// How much of `data` is known to be UTF-8 (all but the last three bytes at most); unused in binary messages.
+    /// How much of `data` is known to be UTF-8 (all but the last three bytes at most); unused in binary and compressed
+    /// messages.
     valid: usize,
     fragments: u16,
 }
@@ -58,7 +64,12 @@ type Flow = ControlFlow<()>;
 
 impl Decoder {
     pub fn new(message_bytes_max: u32) -> Self {
-        Self { message_bytes_max, serial: 0, done: false, unfinished: None }
+        Self { message_bytes_max, serial: 0, done: false, may_deflate: false, unfinished: None }
+    }
+
+    /// Of a socket with which compression was negotiated (RFC 7692), if it was.
+    pub fn deflating(self, may_deflate: bool) -> Self {
+        Self { may_deflate, ..self }
     }
 
     /// Reads everything in `input`, which is unmasked in place and may be reused afterwards, and hands each
@@ -144,7 +155,7 @@ impl Decoder {
     fn read_header(&mut self, input: &[u8]) -> Result<Option<(Header, usize)>, Violation> {
         let before = self.unfinished.as_ref().map_or(0, |unfinished| unfinished.head_len);
         if before == 0 {
-            if let Some(found) = parse(input)? {
+            if let Some(found) = parse(input, self.may_deflate)? {
                 return Ok(Some(found));
             }
         }
@@ -155,7 +166,7 @@ impl Decoder {
             *slot = *byte;
         }
         let arrived = before + taken;
-        let found = parse(unfinished.head.get(..arrived).unwrap_or_default())?;
+        let found = parse(unfinished.head.get(..arrived).unwrap_or_default(), self.may_deflate)?;
         unfinished.head_len = if found.is_some() { 0 } else { arrived };
         Ok(found.map(|(header, used)| (header, used - before)))
     }
@@ -177,8 +188,10 @@ impl Decoder {
             (Opcode::Continuation, Some(message)) => message.data.len() as u64,
             (Opcode::Text | Opcode::Binary, None) => 0,
         };
+        let deflated = header.deflated || message.is_some_and(|message| message.deflated);
+        let bytes_max = arriving_bytes_max(self.message_bytes_max, deflated);
         // No overflow: the parser refuses lengths of 2^63 and more.
-        if before + header.len > u64::from(self.message_bytes_max) {
+        if before + header.len > bytes_max {
             return Err(Violation::TooBig);
         }
         Ok(header.len as usize)
@@ -193,17 +206,11 @@ impl Decoder {
     ) -> Result<Flow, Violation> {
         match header.opcode {
             opcode if opcode.is_control() => self.control(opcode, payload, sink),
-            Opcode::Text if header.fin => {
-                let text = std::str::from_utf8(payload).map_err(|_| Violation::Utf8)?;
-                self.serial = self.serial.wrapping_add(1);
-                Ok(sink(Event::Text(text)))
-            }
-            Opcode::Binary if header.fin => {
-                self.serial = self.serial.wrapping_add(1);
-                Ok(sink(Event::Binary(payload)))
+            opcode @ (Opcode::Text | Opcode::Binary) if header.fin => {
+                self.message(opcode == Opcode::Text, header.deflated, payload, sink)
             }
             _ => {
-                self.open_message(header.opcode);
+                self.open_message(header);
                 self.append(payload, if header.fin { payload.len() } else { usize::MAX })?;
                 self.end_of_frame(header.fin, sink)
             }
@@ -213,7 +220,7 @@ impl Decoder {
     /// Remembers a frame whose payload is not all there.
     fn open(&mut self, header: &Header, len: usize) {
         if !header.opcode.is_control() {
-            self.open_message(header.opcode);
+            self.open_message(header);
         }
         let frame = Frame { fin: header.fin, opcode: header.opcode, mask: header.mask, left: len };
         self.unfinished.get_or_insert_default().frame = Some(frame);
@@ -253,9 +260,9 @@ impl Decoder {
     }
 
     /// Counts a data frame towards its message, which begins here unless the frame is a continuation.
-    fn open_message(&mut self, opcode: Opcode) {
-        let is_text = opcode == Opcode::Text;
-        let new = || Message { is_text, data: Vec::new(), valid: 0, fragments: 0 };
+    fn open_message(&mut self, header: &Header) {
+        let (is_text, deflated) = (header.opcode == Opcode::Text, header.deflated);
+        let new = || Message { is_text, deflated, data: Vec::new(), valid: 0, fragments: 0 };
         let message = self.unfinished.get_or_insert_default().message.get_or_insert_with(new);
         message.fragments += 1;
     }
@@ -263,18 +270,18 @@ impl Decoder {
     /// Adds arrived payload to the message. `most` is what can still come: the buffer grows by doubling, but
     /// neither beyond that nor beyond the limit, and never because of a length that was only declared.
     fn append(&mut self, payload: &[u8], most: usize) -> Result<(), Violation> {
-        let limit = self.message_bytes_max as usize;
         let Some(message) = self.unfinished.as_mut().and_then(|unfinished| unfinished.message.as_mut())
         else {
             return Ok(());
         };
+        let limit = arriving_bytes_max(self.message_bytes_max, message.deflated) as usize;
         let len = message.data.len();
         if message.data.capacity() - len < payload.len() {
             let double = len.min(most).min(limit.saturating_sub(len));
             message.data.reserve_exact(double.max(payload.len()));
         }
         message.data.extend_from_slice(payload);
-        if message.is_text {
+        if message.is_text && !message.deflated {
             message.valid += valid_prefix(message.data.get(message.valid..).unwrap_or_default())?;
         }
         Ok(())
@@ -289,13 +296,27 @@ impl Decoder {
             return Ok(Flow::Continue(()));
         }
         let message = self.unfinished.as_mut().and_then(|unfinished| unfinished.message.take());
-        let Some(message) = message else { return Ok(Flow::Continue(())) };
+        let Some(Message { is_text, deflated, data, .. }) = message else { return Ok(Flow::Continue(())) };
+        self.message(is_text, deflated, &data, sink)
+    }
+
+    /// All of a message has come.
+    fn message(
+        &mut self,
+        is_text: bool,
+        deflated: bool,
+        data: &[u8],
+        sink: &mut impl FnMut(Event<'_>) -> Flow,
+    ) -> Result<Flow, Violation> {
         self.serial = self.serial.wrapping_add(1);
-        if message.is_text {
-            let text = std::str::from_utf8(&message.data).map_err(|_| Violation::Utf8)?;
-            return Ok(sink(Event::Text(text)));
+        let mut hand_out = |data: &[u8]| match is_text {
+            true => Ok(sink(Event::Text(std::str::from_utf8(data).map_err(|_| Violation::Utf8)?))),
+            false => Ok(sink(Event::Binary(data))),
+        };
+        match deflated {
+            true => inflated(data, self.message_bytes_max as usize, hand_out)?,
+            false => hand_out(data),
         }
-        Ok(sink(Event::Binary(&message.data)))
     }
 
     fn control(
@@ -323,6 +344,14 @@ impl Decoder {
 impl Unfinished {
     fn is_empty(&self) -> bool {
         self.head_len == 0 && self.frame.is_none() && self.message.is_none()
+    }
+}
+
+/// Longest message as it comes; a compressed one is measured again when it is inflated.
+fn arriving_bytes_max(message_bytes_max: u32, deflated: bool) -> u64 {
+    match deflated {
+        true => deflated_bytes_max(message_bytes_max),
+        false => message_bytes_max.into(),
     }
 }
 

@@ -19,7 +19,16 @@ pub fn text_frame(payload: &[u8]) -> Bytes {
 
 /// A text or binary message whose payload lies in parts. The caller answers for a text being UTF-8.
 pub fn message_frame(is_binary: bool, parts: &[&[u8]]) -> Bytes {
-    frame(if is_binary { BINARY } else { TEXT }, parts)
+    frame(message_first(is_binary), parts)
+}
+
+/// The first byte of a message in one frame.
+pub(super) fn message_first(is_binary: bool) -> u8 {
+    if is_binary {
+        BINARY
+    } else {
+        TEXT
+    }
 }
 
 /// A ping; what exceeds the 125 bytes of a control frame is cut off.
@@ -48,7 +57,8 @@ fn control(payload: &[u8]) -> &[u8] {
     payload.get(..CONTROL_BYTES_MAX).unwrap_or(payload)
 }
 
-fn frame(first: u8, parts: &[&[u8]]) -> Bytes {
+/// A frame with this first byte; header and payload lie in one allocation of exactly their length.
+pub(super) fn frame(first: u8, parts: &[&[u8]]) -> Bytes {
     let len = parts.iter().map(|part| part.len()).sum::<usize>();
     let header_len = match len {
         0..=125 => 2,

@@ -85,8 +85,8 @@ impl Refusal {
     }
 }
 
-/// Checks a request in one pass over the headers concerned. Extension offers are ignored: none is supported, and
-/// a server need not answer them (RFC 6455 section 9.1).
+/// Checks a request in one pass over the headers concerned. Offers of extensions are another matter
+/// ([`super::extensions`]).
 pub fn check(method: &Method, version: Version, headers: &HeaderMap) -> Result<Accepted, Refusal> {
     if method == Method::HEAD {
         return Err(Refusal::upgrade("a WebSocket is opened with GET"));

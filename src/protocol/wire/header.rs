@@ -26,6 +26,8 @@ impl Opcode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) fin: bool,
+    /// The message that begins here is compressed.
+    pub(super) deflated: bool,
     pub(super) opcode: Opcode,
     pub(super) mask: [u8; 4],
     pub(super) len: u64,
@@ -33,10 +35,10 @@ pub(super) struct Header {
 
 /// Reads a header from the start of `bytes`: the header and how many bytes it took, or `None` while bytes are
 /// missing. Each rule is checked as soon as its byte is there and in the order of the bytes, so the verdict does
-/// not depend on how the bytes were cut into reads.
-pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Header, usize)>, Violation> {
+/// not depend on how the bytes were cut into reads. `may_deflate`: compression was negotiated.
+pub(super) fn parse(bytes: &[u8], may_deflate: bool) -> Result<Option<(Header, usize)>, Violation> {
     let Some(&first) = bytes.first() else { return Ok(None) };
-    let (fin, opcode) = parse_first(first)?;
+    let (fin, deflated, opcode) = parse_first(first, may_deflate)?;
     let Some(&second) = bytes.get(1) else { return Ok(None) };
     if second & 0x80 == 0 {
         return Err(Violation::Protocol("client frame without a mask"));
@@ -48,13 +50,15 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Header, usize)>, Violation> 
     }
     let Some((len, mask_at)) = parse_len(short, bytes)? else { return Ok(None) };
     let Some(&mask) = bytes.get(mask_at..).and_then(|rest| rest.first_chunk::<4>()) else { return Ok(None) };
-    Ok(Some((Header { fin, opcode, mask, len }, mask_at + 4)))
+    Ok(Some((Header { fin, deflated, opcode, mask, len }, mask_at + 4)))
 }
 
-fn parse_first(byte: u8) -> Result<(bool, Opcode), Violation> {
+fn parse_first(byte: u8, may_deflate: bool) -> Result<(bool, bool, Opcode), Violation> {
     let fin = byte & 0x80 != 0;
-    // No extension is ever negotiated, so the reserved bits have no meaning here.
-    if byte & 0x70 != 0 {
+    // RSV1 marks the first frame of a compressed message, and no other frame (RFC 7692 section 6). The other reserved
+    // bits have no meaning here.
+    let deflated = may_deflate && byte & 0x40 != 0 && matches!(byte & 0x0f, 0x1 | 0x2);
+    if byte & 0x70 != 0 && !(deflated && byte & 0x30 == 0) {
         return Err(Violation::Protocol("reserved bit set"));
     }
     let opcode = match byte & 0x0f {
@@ -69,7 +73,7 @@ fn parse_first(byte: u8) -> Result<(bool, Opcode), Violation> {
     if opcode.is_control() && !fin {
         return Err(Violation::Protocol("fragmented control frame"));
     }
-    Ok((fin, opcode))
+    Ok((fin, deflated, opcode))
 }
 
 /// The payload length and where the mask starts.
@@ -122,7 +126,7 @@ mod tests {
     #[test]
     fn the_example_of_section_5_7() {
         let mut frame = [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
-        let (header, used) = parse(&frame).unwrap().unwrap();
+        let (header, used) = parse(&frame, false).unwrap().unwrap();
         assert_eq!((header.fin, header.opcode, header.len, used), (true, Opcode::Text, 5, 6));
         unmask(&mut frame[6..], header.mask);
         assert_eq!(&frame[6..], b"Hello");
@@ -147,27 +151,33 @@ mod tests {
     #[test]
     fn lengths_use_their_shortest_form() {
         let not_minimal = Err(Violation::Protocol("length not minimal"));
-        assert_eq!(parse(&[0x82, 0xfe, 0, 125, 0, 0, 0, 0]), not_minimal);
-        assert_eq!(parse(&[0x82, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0]), not_minimal);
-        let (header, used) = parse(&[0x82, 0xfe, 0, 126, 0, 0, 0, 0]).unwrap().unwrap();
+        assert_eq!(parse(&[0x82, 0xfe, 0, 125, 0, 0, 0, 0], false), not_minimal);
+        assert_eq!(parse(&[0x82, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0], false), not_minimal);
+        let (header, used) = parse(&[0x82, 0xfe, 0, 126, 0, 0, 0, 0], false).unwrap().unwrap();
         assert_eq!((header.len, used), (126, 8));
-        let (header, used) = parse(&[0x82, 0xff, 0, 0, 0, 0, 0, 1, 0, 0, 9, 9, 9, 9]).unwrap().unwrap();
+        let (header, used) =
+            parse(&[0x82, 0xff, 0, 0, 0, 0, 0, 1, 0, 0, 9, 9, 9, 9], false).unwrap().unwrap();
         assert_eq!((header.len, used), (65_536, 14));
-        let top_bit = parse(&[0x82, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0]);
+        let top_bit = parse(&[0x82, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0], false);
         assert_eq!(top_bit, Err(Violation::Protocol("length with the top bit set")));
     }
 
     #[test]
     fn each_rule_fails_at_its_own_byte() {
-        for first in 0..=255u8 {
+        for (first, may_deflate) in (0..=255u8).flat_map(|first| [(first, false), (first, true)]) {
             let control = first & 0x08 != 0;
-            let fine = first & 0x70 == 0
+            let deflated = may_deflate && first & 0x70 == 0x40 && matches!(first & 0x0f, 1 | 2);
+            let fine = (first & 0x70 == 0 || deflated)
                 && matches!(first & 0x0f, 0 | 1 | 2 | 8 | 9 | 10)
                 && (!control || first & 0x80 != 0);
-            assert_eq!(parse(&[first]).is_ok(), fine, "{first:#x}");
+            assert_eq!(parse(&[first], may_deflate).is_ok(), fine, "{first:#x} {may_deflate}");
+            if fine {
+                let (header, _) = parse(&[first, 0x80, 0, 0, 0, 0], may_deflate).unwrap().unwrap();
+                assert_eq!(header.deflated, deflated, "{first:#x} {may_deflate}");
+            }
         }
-        assert!(parse(&[0x81, 0x05]).is_err(), "no mask");
-        assert!(parse(&[0x89, 0xfe]).is_err(), "long ping");
-        assert_eq!(parse(&[]), Ok(None));
+        assert!(parse(&[0x81, 0x05], false).is_err(), "no mask");
+        assert!(parse(&[0x89, 0xfe], false).is_err(), "long ping");
+        assert_eq!(parse(&[], false), Ok(None));
     }
 }

@@ -17,7 +17,7 @@ use crate::protocol::stomp::destination::{ERRORS, GAPS};
 use crate::protocol::stomp::render::{self, ack_line};
 use crate::protocol::stomp::Version;
 use crate::protocol::target::Target;
-use crate::protocol::{wire, Framing};
+use crate::protocol::Framing;
 use crate::session::state::Session;
 
 /// The frames of some messages under one head: most sessions of a channel have the same.
@@ -49,10 +49,10 @@ impl OneHead {
 
 fn frame(framing: Framing, head: &str, ack: &str, message: &Rendered) -> Bytes {
     let tail = message.stomp(framing);
-    let parts = [head.as_bytes(), ack.as_bytes(), &tail.bytes];
-    match tail.is_binary {
-        true => wire::message_frame(true, &parts),
-        false => framing.text(&parts),
+    let head = [head.as_bytes(), ack.as_bytes()];
+    match framing {
+        Framing::WebSocket | Framing::Deflated => tail.frame(&head),
+        Framing::SockJs => framing.text(&[head[0], head[1], &tail.bytes]),
     }
 }
 

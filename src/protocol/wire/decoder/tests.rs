@@ -5,6 +5,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::tests::fuzz::fuzz;
 
+mod deflated;
+
 /// An event with its own payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Seen {
@@ -251,7 +253,10 @@ fn message() -> impl Strategy<Value = (Vec<Vec<u8>>, Vec<Seen>)> {
 
 /// Feeds `bytes` in reads of the given sizes, in turn, and checks the memory after each.
 fn feed_cut(bytes: &[u8], sizes: &[usize], limit: u32) -> (Vec<Seen>, Result<(), Violation>) {
-    let mut decoder = Decoder::new(limit);
+    feed_cut_to(Decoder::new(limit), bytes, sizes)
+}
+
+fn feed_cut_to(mut decoder: Decoder, bytes: &[u8], sizes: &[usize]) -> (Vec<Seen>, Result<(), Violation>) {
     let (mut all, mut arrived, mut sizes) = (Vec::new(), 0, sizes.iter().cycle());
     while arrived < bytes.len() {
         let end = bytes.len().min(arrived + sizes.next().map_or(1, |size| *size));
