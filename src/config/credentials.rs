@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::jwks;
 use super::reading::Reading;
+use super::{jwks, key_set};
 use super::{ApiKey, Auth, Jwt, PublicKey, Secret};
 
 /// RFC 7518 section 3.2: a key of HS256 has at least the size of its hash.
@@ -29,13 +29,16 @@ pub(super) fn auth(from: &mut Reading) -> Auth {
             Vec::new()
         })
     });
+    let key_set = key_set::read(from).map(Box::new);
     // Also a key that turned out to be bad, or a file that could not be read, shows what was meant.
-    let meant = ["JWT_SECRET", "JWT_SECRET_FILE", "JWT_PUBLIC_KEY", "JWT_PUBLIC_KEY_FILE", "JWKS_FILE"];
+    let meant =
+        ["JWT_SECRET", "JWT_SECRET_FILE", "JWT_PUBLIC_KEY", "JWT_PUBLIC_KEY_FILE", "JWKS_FILE", "JWKS_URL"];
     let any_key = meant.iter().any(|name| from.has(name));
     let jwt = Jwt {
         secret: secret.map(Secret::new),
         public_key,
         named_keys,
+        key_set,
         issuer: from.text("JWT_ISSUER"),
         audience: from.text("JWT_AUDIENCE"),
     };
@@ -47,7 +50,7 @@ pub(super) fn auth(from: &mut Reading) -> Auth {
             from.mistake(
                 "AUTH",
                 Some("jwt"),
-                "needs WARREN_JWT_SECRET, WARREN_JWT_PUBLIC_KEY or WARREN_JWKS_FILE",
+                "needs WARREN_JWT_SECRET, WARREN_JWT_PUBLIC_KEY, WARREN_JWKS_FILE or WARREN_JWKS_URL",
             );
         }
         _ if any_key => {}

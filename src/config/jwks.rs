@@ -47,6 +47,23 @@ pub(super) fn parse(text: &str) -> Result<Vec<NamedKey>, String> {
     }
 }
 
+/// The keys of a set that somebody publishes who has others in mind as well: what a gateway cannot use is passed over. Secrets
+/// are no keys there, since everybody can read them. Beside the keys: how many were passed over.
+pub fn parse_published(text: &str) -> Result<(Vec<NamedKey>, usize), String> {
+    let set: Value = serde_json::from_str(text).map_err(|_| "this is not JSON".to_owned())?;
+    let all = set["keys"].as_array().ok_or("this is not a JWK Set: it has no \"keys\"")?;
+    let mut keys: Vec<NamedKey> = Vec::new();
+    for entry in all.iter().take(KEYS_MAX).filter(|entry| entry["use"] != "enc" && entry["kty"] != "oct") {
+        let is_new = |key: &NamedKey| keys.iter().all(|other| other.kid != key.kid);
+        keys.extend(one(entry).ok().filter(is_new));
+    }
+    let passed_over = all.len() - keys.len();
+    match keys.is_empty() {
+        true => Err("no key for signatures that can be used".to_owned()),
+        false => Ok((keys, passed_over)),
+    }
+}
+
 fn is_name(kid: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_graphic();
     (1..=KID_BYTES_MAX).contains(&kid.len()) && kid.bytes().all(plain)
@@ -130,6 +147,33 @@ mod tests {
         ] {
             assert!(of(bad.clone()).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn of_a_published_set_what_can_be_used_counts() {
+        let point = URL_SAFE_NO_PAD.encode([7; 32]);
+        let good = |kid: &str| json!({"kty": "OKP", "kid": kid, "crv": "Ed25519", "x": point});
+        let mut encryption = good("e");
+        encryption["use"] = json!("enc");
+        let set = json!({"keys": [
+            good("a"),
+            good("b"),
+            good("a"),
+            encryption,
+            {"kty": "EC", "kid": "c", "crv": "P-384", "x": point, "y": point},
+            {"kty": "oct", "kid": "d", "k": URL_SAFE_NO_PAD.encode([7; 32])},
+            {"kty": "OKP", "crv": "Ed25519", "x": point},
+            7,
+        ]});
+        let (keys, passed_over) = parse_published(&set.to_string()).unwrap();
+        let names: Vec<_> = keys.iter().map(|key| key.kid.as_str()).collect();
+        assert_eq!((names, passed_over), (vec!["a", "b"], 6));
+        for nothing in [json!({"keys": []}), json!({"keys": [7]}), json!([]), json!({"keys": {}})] {
+            assert!(parse_published(&nothing.to_string()).is_err(), "{nothing}");
+        }
+        assert!(parse_published("<html>").is_err());
+        let many: Vec<_> = (0..1_000).map(|n| good(&n.to_string())).collect();
+        assert_eq!(parse_published(&json!({ "keys": many }).to_string()).unwrap().0.len(), KEYS_MAX);
     }
 
     #[test]

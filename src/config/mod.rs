@@ -8,6 +8,7 @@ mod api_keys;
 mod console;
 mod credentials;
 mod jwks;
+mod key_set;
 mod keys;
 mod networks;
 mod reading;
@@ -27,7 +28,8 @@ use crate::tls::Certificate;
 
 pub use amqp_url::{check_together, AmqpUrl, Mechanism};
 pub use api_keys::ApiKey;
-pub use jwks::NamedKey;
+pub use jwks::{parse_published, NamedKey};
+pub use key_set::KeySet;
 pub use keys::{markdown_table, Allowed, Key, KEYS, PREFIX};
 pub use networks::TrustedProxies;
 use reading::Reading;
@@ -229,7 +231,7 @@ impl Config {
             from.mistake(
                 "LISTEN",
                 Some(&listen),
-                "without WARREN_JWT_SECRET, WARREN_JWT_PUBLIC_KEY or WARREN_JWKS_FILE only loopback is allowed; \
+                "without WARREN_JWT_SECRET, WARREN_JWT_PUBLIC_KEY, WARREN_JWKS_FILE or WARREN_JWKS_URL only loopback is allowed; \
                  WARREN_AUTH=insecure lifts that, and lets everybody in",
             );
         }

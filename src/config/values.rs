@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 use jsonwebtoken::{Algorithm, DecodingKey};
 
 use super::jwks::NamedKey;
+use super::key_set::KeySet;
 
 /// A text that no log and no error ever shows.
 #[derive(Clone, PartialEq, Eq)]
@@ -114,11 +115,13 @@ pub enum Auth {
 
 #[derive(Debug, Clone)]
 pub struct Jwt {
-    /// Of HS256 tokens without a known `kid`. At least one of the three is there.
+    /// Of HS256 tokens without a known `kid`. At least one of the four kinds is there.
     pub secret: Option<Secret>,
     pub public_key: Option<PublicKey>,
     /// Of tokens that name one of them.
     pub named_keys: Vec<NamedKey>,
+    /// Where further named keys are published.
+    pub key_set: Option<Box<KeySet>>,
     pub issuer: Option<String>,
     pub audience: Option<String>,
 }

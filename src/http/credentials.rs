@@ -90,6 +90,9 @@ fn address(client: Client) -> Option<IpAddr> {
 /// What is said to bad credentials. Good ones are taken from every address, since many clients may share one: only what
 /// fails is counted, and not tokens that have expired or were revoked, which were good and are renewed by whoever hears so.
 pub(super) fn refusal(state: &AppState, client: Option<Client>, error: AuthError) -> Error {
+    if error == AuthError::NoKeysYet {
+        return Error::new(Code::Unavailable, error.to_string());
+    }
     let address = client.and_then(address);
     let is_bad = matches!(error, AuthError::Invalid(_));
     tracing::debug!(?address, reason = error.reason(), "credentials refused");

@@ -22,6 +22,7 @@ mod cluster;
 mod connection;
 mod console;
 mod credentials;
+pub mod fetch;
 pub mod guard;
 pub mod health;
 pub mod listener;

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::Notify;
+
 use crate::auth::Verifier;
 use crate::config::Config;
 use crate::tls::Acceptor;
@@ -18,15 +20,18 @@ pub struct KeyReload {
     /// Of a listener with TLS.
     acceptor: Option<Acceptor>,
     files: Vec<PathBuf>,
+    /// Has the keys that are published asked for.
+    published: Arc<Notify>,
 }
 
 impl KeyReload {
     pub(super) fn new(verifier: Arc<Verifier>, acceptor: Option<Acceptor>, config: &Config) -> Self {
-        Self { verifier, acceptor, files: config.key_files.clone() }
+        Self { verifier, acceptor, files: config.key_files.clone(), published: Arc::default() }
     }
 
     /// Reads all of the configuration again, and takes the keys from it. A mistake leaves everything as it is.
     pub fn now(&self) {
+        self.published.notify_one();
         let replaced = Config::from_env().map_err(|mistakes| mistakes.to_string()).and_then(|config| {
             self.verifier.replace_keys(&config).map_err(|error| error.to_string())?;
             if let (Some(acceptor), Some(certificate)) = (&self.acceptor, &config.tls) {
@@ -40,6 +45,11 @@ impl KeyReload {
                 tracing::error!(%mistakes, "the keys were NOT read again: the former ones stay in use");
             }
         }
+    }
+
+    /// Wakes whoever follows the keys that are published, when an operator has all keys read again.
+    pub(super) fn published(&self) -> Arc<Notify> {
+        self.published.clone()
     }
 
     /// Follows the files. A file that is only half written is read again when the rest is there.

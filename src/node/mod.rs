@@ -1,12 +1,13 @@
 //! A node: puts the parts together, owns every task and thread, drives the phases of its life.
 //!
 //! - `worker_thread.rs`: the thread that serves a listener and its sockets.
-//! - [`keys`]: reads keys again.
+//! - [`keys`]: reads keys again; `key_set.rs`: follows those that are published elsewhere.
 //! - `settings.rs`: what parts of the node are told of the configuration.
 //! - `state.rs`: what HTTP requests need, and what readiness is judged by.
 //! - `supervise.rs`: notices the end of tasks and threads that should have gone on.
 //! - `watch.rs`: the small tasks that follow the link, the cluster and the clock.
 
+mod key_set;
 pub mod keys;
 mod settings;
 mod state;
@@ -27,7 +28,7 @@ use crate::auth::{SelfTestFailed, Verifier};
 use crate::bus::memory::MemoryBroker;
 use crate::bus::rabbit::{RabbitBus, RabbitSettings};
 use crate::bus::{BoxSettings, Bus, Inboxes};
-use crate::config::{Config, QueueType};
+use crate::config::{Auth, Config, Jwt, KeySet, QueueType};
 use crate::delivery::receipt_sender::ReceiptSender;
 use crate::delivery::trace::Trace;
 use crate::directory::{Directory, Membership};
@@ -156,7 +157,8 @@ impl Node {
         let tasks = Tasks::new();
         let acceptor = config.tls.as_ref().map(Acceptor::new).transpose()?;
         let keys = KeyReload::new(verifier.clone(), acceptor.clone(), &config);
-        let state = app_state(&config, &router, verifier, metrics, bus.link(), tasks.failures().clone());
+        let state =
+            app_state(&config, &router, verifier.clone(), metrics, bus.link(), tasks.failures().clone());
         let mut node = Self {
             id: config.node_id.clone(),
             public,
@@ -175,6 +177,10 @@ impl Node {
         node.tasks.spawn_endless("mail index", mail_service);
         node.tasks.spawn_endless("receipts", async move { drop(receipt_task.await) });
         node.tasks.spawn_endless("keys", node.keys.clone().follow());
+        if let Auth::Jwt(Jwt { key_set: Some(source), .. }) = &config.auth {
+            let (source, again) = (KeySet::clone(source), node.keys.published());
+            node.tasks.spawn_endless("key set", key_set::follow(source, verifier, again));
+        }
         node.tasks.spawn_endless("readings", readings.run(node.router.clone()));
         node.tasks.spawn_endless("sweep", sweep(node.router.clone()));
         node.spawn_pumps(&config, &state, inboxes, members);

@@ -36,10 +36,12 @@ pub(super) fn app_state(
     failures: Failures,
 ) -> Arc<AppState> {
     let lifecycle = Lifecycle::new();
+    let known = verifier.clone();
     Arc::new(AppState {
         router: router.clone(),
         verifier,
-        health: health(&lifecycle, router, link, failures),
+        // The keys of tokens are here, if they are published elsewhere.
+        health: health(&lifecycle, router, link, failures).check("keys", move || known.has_keys()),
         lifecycle,
         metrics,
         rates: Arc::new(Rates::new(config.message_rate.map(Pace::from), SENDERS_MAX)),

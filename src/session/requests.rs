@@ -64,6 +64,7 @@ pub(super) fn refusal(worker: &WorkerState, session: &Session, error: AuthError)
         {
             CloseCode::RateLimited
         }
+        (AuthError::NoKeysYet, _) => CloseCode::OverCapacity,
         _ => CloseCode::Unauthorized,
     }
 }

@@ -3,11 +3,13 @@
 //! - `certificate.rs`: a certificate with its key, from PEM.
 //! - `acceptor.rs`: the certificate that a listener shows now.
 //! - `transport.rs`: a client's socket, with TLS or without; `stream.rs`: TLS on one socket.
+//! - `outbound.rs`: a connection to a server that the node asks.
 //! - `broker.rs`: the authorities that brokers are checked by, and the node's own certificate for them.
 
 mod acceptor;
 mod broker;
 mod certificate;
+mod outbound;
 mod stream;
 mod transport;
 
@@ -18,6 +20,7 @@ use rustls::crypto::{aws_lc_rs, CryptoProvider};
 pub use acceptor::Acceptor;
 pub use broker::{BrokerCredentials, BrokerTls};
 pub use certificate::Certificate;
+pub use outbound::Connector;
 pub use rustls::Error as TlsError;
 pub use transport::Transport;
 

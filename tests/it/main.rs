@@ -38,6 +38,7 @@ mod hostile;
 mod http;
 mod http_details;
 mod ingress;
+mod key_set;
 mod keys;
 mod limits;
 mod mail;

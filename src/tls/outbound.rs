@@ -1,0 +1,57 @@
+//! The node's side of TLS to a server that it asks something.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use rustls::pki_types::ServerName;
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_platform_verifier::BuilderVerifierExt as _;
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::TlsConnector;
+
+use super::certificate::authorities;
+use super::{provider, TlsError};
+
+/// Whom a node believes, and how it shakes hands.
+#[derive(Clone)]
+pub struct Connector(Arc<ClientConfig>);
+
+impl Connector {
+    /// A server is checked by the authorities that the machine trusts.
+    pub fn public() -> Result<Self, TlsError> {
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&TLS13, &TLS12])?
+            .with_platform_verifier()?
+            .with_no_client_auth();
+        Ok(Self(Arc::new(config)))
+    }
+
+    /// A server is checked by the authorities of this PEM, and by no others. The error is a sentence.
+    pub fn private(pem: &str) -> Result<Self, String> {
+        let mut roots = RootCertStore::empty();
+        for authority in authorities(pem)? {
+            roots.add(authority).map_err(|error| format!("an authority cannot be used: {error}"))?;
+        }
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&TLS13, &TLS12])
+            .map_err(|error| error.to_string())?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self(Arc::new(config)))
+    }
+
+    /// Shakes hands with a server whose certificate must name this host.
+    pub async fn connect(&self, host: &str, tcp: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        TlsConnector::from(self.0.clone()).connect(name, tcp).await
+    }
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Connector")
+    }
+}
