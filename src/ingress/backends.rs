@@ -78,7 +78,9 @@ fn accept(router: &Arc<Router>, desk: &Desk, message: Message, taken: Taken) {
     let desk = desk.clone();
     let settle = move |settlement: Settlement| {
         desk.metrics.settled(Door::Ingress, settlement.outcome());
-        if matches!(&settlement, Settlement::Failed(error) if error.code.retry()) {
+        // Once its time is over another try could only hide that it may have been shown.
+        let is_over = retry.is_expired(std::time::Instant::now());
+        if matches!(&settlement, Settlement::Failed(error) if error.code.retry() && !is_over) {
             // Not settled, so it stays. Not handed back either: a queue may count how often that happens, and
             // throw the message away. The prefetch window bounds how many wait like this.
             return desk.try_again(Again::Accept(Box::new(retry), taken));

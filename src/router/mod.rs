@@ -254,7 +254,7 @@ impl Router {
             return settle(unavailable());
         }
         if message.is_expired(now) {
-            return settle(failed(Code::Expired, "the time to live is over"));
+            return settle(path::expired(&message));
         }
         match &message.target {
             Target::Broadcast => return self.publish_to_everyone(message, settle),

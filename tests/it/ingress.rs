@@ -119,6 +119,19 @@ async fn standard_properties_say_the_rest() {
 }
 
 #[tokio::test]
+async fn a_backend_is_not_told_that_what_may_have_been_shown_has_expired() {
+    let cluster = Cluster::start(2, &[("RECEIPT_TIMEOUT_MS", "300")]).await;
+    let _alice = User::connect(cluster.ws(1), "alice").await;
+    cluster.knows("alice", &[1]).await;
+    cluster.broker.declare_queue("answers");
+    cluster.broker.freeze(cluster.nodes[1].id(), true);
+    let short = Properties { expiration: Some("400".to_owned()), ..reply_to("answers") };
+    Backend::connect(&cluster).publish("user.alice", short, b"1").await;
+    let settled = settlements(&cluster, "answers", 1).await;
+    assert_eq!(settled[0]["error"]["code"], "unavailable", "{settled:?}");
+}
+
+#[tokio::test]
 async fn a_node_that_lacks_its_reply_queue_does_not_stop() {
     let cluster = Cluster::start(1, &[]).await;
     let mut alice = User::connect(cluster.ws(0), "alice").await;

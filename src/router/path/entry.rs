@@ -129,8 +129,12 @@ pub(super) fn failed(code: Code, message: &str) -> Settlement {
     Settlement::Failed(Error::new(code, message))
 }
 
-pub(super) fn expired() -> Settlement {
-    failed(Code::Expired, "the time to live is over")
+/// The message's time is over. Whether it was shown before is not known of one that was sent before.
+pub fn expired(message: &Message) -> Settlement {
+    match message.redelivered {
+        true => failed(Code::Unavailable, "the time to live is over, and nobody knows whether it was shown"),
+        false => failed(Code::Expired, "the time to live is over"),
+    }
 }
 
 /// Whether anybody was shown the message is not known.

@@ -32,6 +32,8 @@ use crate::protocol::target::Target;
 use crate::router::strategy::{Nodes, Ways};
 use crate::router::Settle;
 
+pub(super) use entry::expired;
+
 /// A path without anything in it is kept for so long: a late copy of a message must still be known as late.
 const IDLE_KEPT: Duration = Duration::from_secs(15);
 

@@ -183,7 +183,7 @@ impl OriginSide {
     /// Its time is over. Whether it was shown before that is not known of one that a node did not answer.
     fn settle_expired(&mut self, at: usize, effects: &mut Vec<Effect>) {
         let entry = &self.entries[at];
-        let settlement = if entry.unknown || entry.shown { unanswered() } else { expired() };
+        let settlement = if entry.unknown || entry.shown { unanswered() } else { expired(&entry.message) };
         self.settle(at, settlement, effects);
     }
 
