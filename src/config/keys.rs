@@ -99,7 +99,7 @@ pub const KEYS: &[Key] = &[
     text("EVENTS", "none", "none, or a list of users, sessions, channels", "what backends are told of, over the exchange `warren.events` ([docs/events.md](docs/events.md)); the same on all nodes"),
     word("ROUTING", "directory", &["directory", "broadcast", "ring-preview"], "how a node finds a user's sessions ([docs/routing.md](docs/routing.md)); the same on all nodes; `ring-preview` is not for production"),
     word("QUEUE_TYPE", "classic", &["classic", "quorum"], "the type of the durable ingress queue; `quorum` on a broker cluster; mailboxes are always classic"),
-    number("INGRESS_PARTITIONS", [1, 1, 32], "queues", "that share what backends publish by AMQP, and are shared by the nodes; more than 1 needs the broker's plugin `rabbitmq_consistent_hash_exchange`; the same on all nodes ([docs/ingress.md](docs/ingress.md))"),
+    number("INGRESS_PARTITIONS", [1, 1, 32], "queues", "that share what backends publish by AMQP, and are shared by the nodes; more than 1 needs the broker's plugin `rabbitmq_consistent_hash_exchange` and classic queues; the same on all nodes ([docs/ingress.md](docs/ingress.md))"),
     // who
     word("AUTH", "jwt with a key, else insecure", &["jwt", "insecure"], "`insecure` believes every client; it must be said explicitly to listen beyond loopback"),
     secret("JWT_SECRET", "at least 32 bytes", "the key of HS256 tokens"),

@@ -245,6 +245,11 @@ impl Config {
                 "needs WARREN_TRUSTED_PROXIES: nobody else is believed",
             );
         }
+        if self.ingress_partitions > 1 && self.queue_type == QueueType::Quorum {
+            let why = "needs WARREN_QUEUE_TYPE=classic: a partition that is a quorum queue may stand still after a node that held \
+                       it has left";
+            from.mistake("INGRESS_PARTITIONS", Some(&self.ingress_partitions.to_string()), why);
+        }
         if self.outbox_bytes < self.max_message_bytes {
             let why = format!("must hold one message (WARREN_MAX_MESSAGE_BYTES={})", self.max_message_bytes);
             from.mistake("OUTBOX_BYTES", Some(&self.outbox_bytes.to_string()), why);

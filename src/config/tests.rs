@@ -135,6 +135,10 @@ fn combinations_that_would_let_strangers_in_are_refused() {
         (&[("API_KEYS", "0123456789abcdef")], "WARREN_API_KEYS: needs a JWT key"),
         (&[("JWT_ISSUER", "https://issuer")], "WARREN_JWT_ISSUER: needs a JWT key"),
         (&[key, ("LISTEN", "0.0.0.0:9090")], "WARREN_ADMIN_LISTEN: must differ"),
+        (
+            &[("QUEUE_TYPE", "quorum"), ("INGRESS_PARTITIONS", "4")],
+            "WARREN_INGRESS_PARTITIONS=\"4\": needs WARREN_QUEUE_TYPE=classic",
+        ),
         (&[("OUTBOX_BYTES", "1024")], "WARREN_OUTBOX_BYTES=\"1024\": must hold one message"),
         (&[("MAILBOX_BYTES", "1024")], "WARREN_MAILBOX_BYTES=\"1024\": must hold one message"),
         (&[key, ("JWT_SECRET_FILE", "/dev/null")], "WARREN_JWT_SECRET_FILE: give either this"),

@@ -162,18 +162,19 @@ impl Users {
     }
 }
 
-async fn come_and_go(more: &[(&str, &str)]) {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_come_and_go_share_the_partitions_without_loss_repeat_or_disorder() {
     let vhost = vhost().await;
     let url = vhost.url();
-    let a = start(&url, "a", 4, more).await;
-    let b = start(&url, "b", 4, more).await;
+    let a = start(&url, "a", 4, &[]).await;
+    let b = start(&url, "b", 4, &[]).await;
     share(&[&a, &b], 4).await;
     let (users, backend) = (Users::connect(&a).await, Backend::start(&vhost).await);
-    let c = start(&url, "c", 4, more).await;
+    let c = start(&url, "c", 4, &[]).await;
     share(&[&a, &b, &c], 4).await;
     end(c).await;
     share(&[&a, &b], 4).await;
-    let d = start(&url, "d", 4, more).await;
+    let d = start(&url, "d", 4, &[]).await;
     share(&[&a, &b, &d], 4).await;
     end(b).await;
     share(&[&a, &d], 4).await;
@@ -183,16 +184,6 @@ async fn come_and_go(more: &[(&str, &str)]) {
     let is_empty = || async { vhost.messages("warren.dead").await == Some(0) };
     eventually("no message is dead", PATIENCE, is_empty).await;
     drop(d);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nodes_that_come_and_go_share_the_partitions_without_loss_repeat_or_disorder() {
-    come_and_go(&[]).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn quorum_queues_are_partitions_as_well() {
-    come_and_go(&[("QUEUE_TYPE", "quorum")]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -58,8 +58,17 @@ pub async fn deposit_all(bus: &Arc<dyn Bus>, to: BoxNumber, numbers: std::ops::R
     }
 }
 
+/// A broker that has much to do may not answer in time; whoever reads tries again.
 pub async fn attach_once(bus: &Arc<dyn Bus>, to: BoxNumber, users: &[UserKey]) -> Attached {
-    timeout(PATIENCE, bus.attach_box(to, users.to_vec())).await.expect("an answer in time").expect("a box")
+    let attached = async {
+        loop {
+            match bus.attach_box(to, users.to_vec()).await {
+                Ok(attached) => return attached,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    timeout(PATIENCE, attached).await.expect("an answer in time")
 }
 
 /// Reads at once: nobody else may be reading.
