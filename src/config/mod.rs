@@ -246,8 +246,8 @@ impl Config {
             );
         }
         if self.ingress_partitions > 1 && self.queue_type == QueueType::Quorum {
-            let why = "needs WARREN_QUEUE_TYPE=classic: a partition that is a quorum queue may stand still after a node that held \
-                       it has left";
+            let why =
+                "needs WARREN_QUEUE_TYPE=classic: partitions that are quorum queues are not tested enough";
             from.mistake("INGRESS_PARTITIONS", Some(&self.ingress_partitions.to_string()), why);
         }
         if self.outbox_bytes < self.max_message_bytes {

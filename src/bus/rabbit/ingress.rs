@@ -41,19 +41,43 @@ async fn live(shared: &Shared, inbox: &mpsc::Sender<Delivery>, leave: &watch::Re
         Ok(connection) => connection,
         Err(error) => return error,
     };
+    let connection = Closing(Some(connection));
+    let Some(open) = &connection.0 else { return LinkError::Ended("the connection is closed") };
     // The only listener of this connection: two would take each other's events away.
-    let events: BoxStream<'static, Event> = Box::pin(connection.events_listener());
+    let events: BoxStream<'static, Event> = Box::pin(open.events_listener());
     let error = tokio::select! {
         // The connection's own error says more than the consumer's, which only learns that it has ended.
         biased;
         error = failure(events) => error,
-        Err(error) = consume(shared, &connection, inbox, leave) => error,
+        Err(error) = consume(shared, open, inbox, leave) => error,
     };
     if shared.ingress.partitions > 1 {
         tell(shared, &error);
     }
-    connection::close(connection).await;
+    connection.now().await;
     error
+}
+
+/// Closes the connection also when its task is aborted, perhaps while a partition is handed over: the client library keeps it
+/// open as long as a request is under way, and its consumers would hold messages that nobody settles.
+struct Closing(Option<Connection>);
+
+impl Closing {
+    async fn now(mut self) {
+        if let Some(connection) = self.0.take() {
+            connection::close(connection).await;
+        }
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        let runtime = tokio::runtime::Handle::try_current();
+        if let (Some(connection), Ok(runtime)) = (self.0.take(), runtime) {
+            // Ends by itself: a close has a deadline.
+            runtime.spawn(connection::close(connection));
+        }
+    }
 }
 
 /// What stands in the way of partitions: the node is not ready until it is gone.
