@@ -15,7 +15,7 @@ use super::{AuthError, Caps, Identity, EXPIRY_UNIX_S_MAX, JTI_BYTES_MAX, TOKEN_B
 use crate::config::{ApiKey, Jwt, NamedKey};
 use crate::ids::{ChannelName, UserId};
 
-/// How far the clock of whoever issues tokens may differ from ours.
+/// How far the clock of the issuer of tokens may differ from this node's.
 pub(super) const LEEWAY_S: u64 = 10;
 
 /// Signing or verifying does not work in this build: better known at the start than at the first client.

@@ -47,8 +47,8 @@ pub(super) fn parse(text: &str) -> Result<Vec<NamedKey>, String> {
     }
 }
 
-/// The keys of a set that somebody publishes who has others in mind as well: what a gateway cannot use is passed over. Secrets
-/// are no keys there, since everybody can read them. Beside the keys: how many were passed over.
+/// The keys of a set that an identity provider publishes for all its clients: keys of kinds that a gateway does not use are
+/// passed over, and so are secrets, since everybody can read them. Beside the keys: how many were passed over.
 pub fn parse_published(text: &str) -> Result<(Vec<NamedKey>, usize), String> {
     let set: Value = serde_json::from_str(text).map_err(|_| "this is not JSON".to_owned())?;
     let all = set["keys"].as_array().ok_or("this is not a JWK Set: it has no \"keys\"")?;

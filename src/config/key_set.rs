@@ -51,7 +51,7 @@ fn parse(text: &str) -> Result<Uri, &'static str> {
     match scheme {
         "https" => Ok(url),
         "http" if is_loopback(authority.host()) => Ok(url),
-        "http" => Err("must be https, unless it is on this machine: whoever answers decides who gets in"),
+        "http" => Err("must be https, unless it is on this machine: the server that answers decides which tokens are good"),
         _ => Err("must begin with https://"),
     }
 }

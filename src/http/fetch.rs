@@ -68,7 +68,7 @@ async fn exchange(
             other => Err(FetchError::Status(other)),
         }
     };
-    // What ends a connection is told to whoever waits for its answer.
+    // An error of the connection is returned by the request that waits for its answer.
     let driven = async {
         let _ = connection.await;
         pending::<()>().await

@@ -47,7 +47,7 @@ impl KeyReload {
         }
     }
 
-    /// Wakes whoever follows the keys that are published, when an operator has all keys read again.
+    /// Wakes the task that follows the published keys, when an operator has all keys read again.
     pub(super) fn published(&self) -> Arc<Notify> {
         self.published.clone()
     }

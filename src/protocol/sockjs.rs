@@ -14,7 +14,7 @@ pub const HEART_BEAT: &[u8] = b"h";
 
 /// To a second receiver of a session that has one.
 pub const ANOTHER_OPEN: &[u8] = b"c[2010,\"Another connection still open\"]";
-/// To whoever asks for a session whose receiver was cut.
+/// To a receiver that asks for a session whose receiver was cut.
 pub const INTERRUPTED: &[u8] = b"c[1002,\"Connection interrupted\"]";
 
 /// One message of the application.

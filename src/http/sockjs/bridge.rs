@@ -51,7 +51,7 @@ impl Bridge {
     pub(super) async fn run(mut self, listed: Listed) {
         while self.turn().await.is_continue() {}
         drop(listed);
-        // Whoever found it in the table at the last moment; others find it closed, and begin anew.
+        // A request that found it in the table at the last moment; later ones find it closed, and begin anew.
         self.orders.close();
         while let Ok(order) = self.orders.try_recv() {
             if let Order::Attach(mut outlet) = order {
@@ -97,7 +97,7 @@ impl Bridge {
                 if self.exchange.has_outgoing() {
                     self.saying = Some(done);
                 } else {
-                    // Whoever asked may be gone.
+                    // The request may have been given up.
                     let _ = done.send(());
                 }
             }

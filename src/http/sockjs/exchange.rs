@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use crate::protocol::sockjs;
 use crate::protocol::wire::client_side::{put_pong, take_frame, ServerFrame};
 
-/// A session without a receiver ends after so long, and so long its end is told to whoever asks (sockjs-protocol 0.3.3).
+/// A session without a receiver ends after so long, and so long its end is told to each receiver that asks (sockjs-protocol 0.3.3).
 pub(super) const UNATTENDED_MAX: Duration = Duration::from_secs(5);
 
 /// A frame for the receiver.
@@ -137,7 +137,7 @@ impl Exchange {
         if is_message(&frame) && self.waiting.front().is_some_and(is_message) {
             return Some(Next { frame: self.together(&frame), ends: false });
         }
-        // Whoever lives comes back, and so answers the ping that a heart-beat goes with.
+        // A client that lives asks again, and so answers the ping that a heart-beat goes with.
         let ends = frame == sockjs::HEART_BEAT;
         Some(Next { frame, ends })
     }
@@ -215,7 +215,7 @@ mod tests {
         assert!(exchange.attach() && !exchange.is_over());
         exchange.cut(at(8));
         assert!(exchange.is_over() && !exchange.wants_more());
-        // Whoever asks until then is told, and asking does not lengthen it.
+        // A receiver that asks until then is told, and asking does not lengthen it.
         for _ in 0..2 {
             assert_eq!(exchange.deadline(), Some(at(13)));
             assert!(exchange.attach());

@@ -99,7 +99,7 @@ impl Outlet {
     pub(super) fn tell(&mut self, frame: &[u8]) -> bool {
         let piece = self.kind.piece(frame);
         self.told += piece.len();
-        // A response that has broken off is noticed by whoever waits for room.
+        // A response that has broken off is noticed by the task that waits for room.
         let _ = self.pieces.try_send(piece);
         self.kind != Kind::Polling && self.told < RESPONSE_BYTES_MAX
     }

@@ -20,7 +20,7 @@ const NAME_BYTES_MAX: usize = 64;
 /// may be one in so many.
 const PART: usize = 4;
 
-/// `<server>/<session>`. Whoever knows it has the session, so that it has no text for logs.
+/// `<server>/<session>`. A client that knows it has the session, so that it has no text for logs.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Name(Arc<str>);
 

@@ -233,7 +233,7 @@ fn frames(body: &[u8]) -> Result<BytesMut, Box<Response>> {
     Ok(frames)
 }
 
-/// There is no such session. Whoever guesses names is told less and less.
+/// There is no such session. A client that guesses names is refused with 429 after some guesses.
 fn unknown(asked: &Asked) -> Box<Response> {
     let client = asked.from.as_ref().map(|Peer(client, _)| client).filter(|client| !client.is_proxy);
     let may_ask = |address| asked.state.bad_tokens.take(&address, 1, Instant::now());
