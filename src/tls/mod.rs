@@ -20,7 +20,7 @@ use rustls::crypto::{aws_lc_rs, CryptoProvider};
 pub use acceptor::Acceptor;
 pub use broker::{BrokerCredentials, BrokerTls};
 pub use certificate::Certificate;
-pub use outbound::Connector;
+pub use outbound::{checking_by, Connector};
 pub use rustls::Error as TlsError;
 pub use transport::Transport;
 

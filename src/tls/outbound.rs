@@ -4,9 +4,10 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
+use rustls::client::WantsClientCert;
 use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use rustls_platform_verifier::BuilderVerifierExt as _;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
@@ -15,7 +16,16 @@ use tokio_rustls::TlsConnector;
 use super::certificate::authorities;
 use super::{provider, TlsError};
 
-/// Whom a node believes, and how it shakes hands.
+/// TLS 1.2 and 1.3 with servers that these authorities, and no others, vouch for.
+pub fn checking_by(
+    authorities: impl Into<Arc<RootCertStore>>,
+) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, TlsError> {
+    let versions =
+        ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13, &TLS12])?;
+    Ok(versions.with_root_certificates(authorities))
+}
+
+/// Which servers a node believes, and how it shakes hands.
 #[derive(Clone)]
 pub struct Connector(Arc<ClientConfig>);
 
@@ -35,12 +45,8 @@ impl Connector {
         for authority in authorities(pem)? {
             roots.add(authority).map_err(|error| format!("an authority cannot be used: {error}"))?;
         }
-        let config = ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&TLS13, &TLS12])
-            .map_err(|error| error.to_string())?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Self(Arc::new(config)))
+        let config = checking_by(roots).map_err(|error| error.to_string())?;
+        Ok(Self(Arc::new(config.with_no_client_auth())))
     }
 
     /// Shakes hands with a server whose certificate must name this host.

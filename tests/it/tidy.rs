@@ -199,7 +199,6 @@ fn vendors_have_one_home_each() {
                     (vendor, source.path.as_str()),
                     ("clap", "src/main.rs")
                         | ("jsonwebtoken", "src/config/values.rs" | "src/config/jwks.rs")
-                        | ("rustls", "src/bus/rabbit/dial.rs")
                         | ("std::env" | "env::var", "src/sabotage.rs")
                 );
                 if elsewhere && !known {

@@ -15,8 +15,6 @@ use futures_io::{AsyncRead, AsyncWrite};
 use futures_util::Stream;
 use lapin::tcp::{AsyncTcpStream, RustlsConnector, RustlsConnectorConfig};
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism};
-use rustls::version::{TLS12, TLS13};
-use rustls::ClientConfig;
 
 use super::connection::STEP_DEADLINE;
 use super::filter::stream::Filtered;
@@ -89,10 +87,7 @@ fn connector(url: &AmqpUrl) -> io::Result<RustlsConnector> {
             None => public.connector_with_no_client_auth(),
         };
     };
-    let config = ClientConfig::builder_with_provider(tls::provider())
-        .with_protocol_versions(&[&TLS13, &TLS12])
-        .map_err(io::Error::other)?
-        .with_root_certificates(authorities);
+    let config = tls::checking_by(authorities).map_err(io::Error::other)?;
     let config = match certificate {
         Some(own) => config.with_client_auth_cert(own.chain(), own.expose_key()).map_err(io::Error::other)?,
         None => config.with_no_client_auth(),
